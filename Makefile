@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install run test check prove lock clean
+
+install: .venv/installed
+
+# One stamp: a changed lock, build file or kernel source makes it anew.
+.venv/installed: requirements.lock pyproject.toml setup.py ringbuf/_kernel.c ringbuf/kernel.h
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rasher needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: install
+	$(BIN)/python supervisor.py
+
+test: install
+	$(BIN)/python -m pytest -m "not prove"
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Long: tens of minutes are normal. Prints what it counted.
+prove: install
+	$(BIN)/python -m pytest -m prove -s
+
+# The lock serves CI and `make install`; users of the package get the lower bounds of pyproject.toml.
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
+
+clean:
+	rm -rf .venv build *.egg-info ringbuf/*.so

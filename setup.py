@@ -1,0 +1,39 @@
+"""Builds the ring's C kernel; everything else about the package stands in pyproject.toml."""
+
+import os
+import sys
+import sysconfig
+
+from setuptools import Extension, setup
+
+if sys.platform != "linux" or sys.maxsize < 2**32:
+    sys.exit(
+        f"rasher needs 64-bit Linux (robust locks, futexes, pidfds); this is {sys.platform}, "
+        f"{'64' if sys.maxsize > 2**32 else '32'}-bit. Nothing was installed."
+    )
+
+# Free-threaded builds have no stable ABI: there the kernel is built for that one version.
+ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
+# RASHER_SANITIZE=address,undefined builds a kernel for a run under the sanitizers.
+SANITIZE = os.environ.get("RASHER_SANITIZE", "")
+
+compile_args = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror=implicit", "-fvisibility=hidden"]
+link_args = ["-pthread"]
+if SANITIZE:
+    compile_args += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"]
+    link_args += [f"-fsanitize={SANITIZE}"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "ringbuf._kernel",
+            sources=["ringbuf/_kernel.c"],
+            depends=["ringbuf/kernel.h"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] if ABI3 else [],
+            py_limited_api=ABI3,
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+        )
+    ],
+    options={} if ABI3 else {"bdist_wheel": {"py_limited_api": False}},
+)
