@@ -1,0 +1,41 @@
+"""A bounded queue of bytes in shared memory that survives the death of any of its processes.
+
+``Ring.create`` makes the file, ``Ring.attach`` joins it; ``ring.writer()`` puts, ``ring.reader(i)``
+takes. A full ring makes writers wait. Nothing in here knows of orders or HTTP.
+"""
+
+from ringbuf._kernel import Item
+from ringbuf.errors import (
+    Closed,
+    Empty,
+    Full,
+    HandFull,
+    InUse,
+    Misfit,
+    NotHeld,
+    RingError,
+    TooLarge,
+)
+from ringbuf.participants import Participant
+from ringbuf.reader import Reader
+from ringbuf.ring import Found, Ring, Snapshot
+from ringbuf.writer import Writer
+
+__all__ = [
+    "Closed",
+    "Empty",
+    "Found",
+    "Full",
+    "HandFull",
+    "InUse",
+    "Item",
+    "Misfit",
+    "NotHeld",
+    "Participant",
+    "Reader",
+    "Ring",
+    "RingError",
+    "Snapshot",
+    "TooLarge",
+    "Writer",
+]

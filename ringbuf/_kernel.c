@@ -1,0 +1,1163 @@
+/* The Python face of kernel.h: arguments in, items out, the GIL released around every wait.
+ * One interpreter per process; the surface for users is ringbuf/ring.py, writer.py, reader.py. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <math.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "kernel.h"
+
+#define FOREVER INT64_MAX
+
+static PyObject *RingError, *Closed, *Empty, *HandFull, *Misfit, *NotHeld, *TooLarge;
+static PyTypeObject *ItemType;
+static unsigned forks; /* counts forks: what was attached before is not ours any more */
+
+static void on_fork(void) { forks++; }
+
+/* ---- arguments ---------------------------------------------------------------------------- */
+
+static int gather(const char *call, const char *const *names, int required, PyObject *const *args,
+                  Py_ssize_t nargs, PyObject *kwnames, PyObject **out) {
+    int count = 0;
+    while (names[count]) out[count++] = NULL;
+    if (nargs > count)
+        return PyErr_Format(PyExc_TypeError, "%s() takes at most %d arguments (%zd given)", call,
+                            count, nargs), -1;
+    for (Py_ssize_t i = 0; i < nargs; i++) out[i] = args[i];
+    for (Py_ssize_t k = 0; kwnames && k < PyTuple_Size(kwnames); k++) {
+        PyObject *name = PyTuple_GetItem(kwnames, k);
+        int at = 0;
+        while (names[at] && PyUnicode_CompareWithASCIIString(name, names[at])) at++;
+        if (!names[at] || out[at])
+            return PyErr_Format(PyExc_TypeError, "%s() got an unexpected argument %R", call, name), -1;
+        out[at] = args[nargs + k];
+    }
+    for (int i = 0; i < required; i++)
+        if (!out[i])
+            return PyErr_Format(PyExc_TypeError, "%s() misses argument '%s'", call, names[i]), -1;
+    return 0;
+}
+
+static int to_deadline(PyObject *timeout, int64_t *deadline) {
+    *deadline = FOREVER;
+    if (!timeout || timeout == Py_None) return 0;
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred()) return -1;
+    if (isnan(seconds)) return PyErr_SetString(PyExc_ValueError, "timeout is NaN"), -1;
+    if (seconds < 1e9) *deadline = rb_deadline(seconds > 0 ? (int64_t)(seconds * 1e9) : 0);
+    return 0;
+}
+
+/* ---- Mapping ------------------------------------------------------------------------------ */
+
+typedef struct {
+    PyObject_HEAD
+    rb_ring ring;
+    char label[RB_LABEL_MAX + 1];
+    int open, users; /* unmapped by the last user after detach */
+    unsigned forks;
+    Py_ssize_t parked; /* pending puts of this process: nobody overtakes them */
+} Mapping;
+
+typedef struct {
+    PyObject_HEAD
+    Mapping *mapping;
+} Putter;
+
+typedef struct {
+    PyObject_HEAD
+    Mapping *mapping;
+    uint32_t index, free_count, undelivered;
+    uint64_t *stamps; /* per cell: what lies there; 0: free */
+    uint8_t *delivered;
+    uint32_t *free;
+    int busy;
+} Taker;
+
+static PyTypeObject *MappingType, *PutterType, *TakerType;
+
+static PyObject *new_object(PyTypeObject *type) {
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    return alloc(type, 0);
+}
+
+static void free_object(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static int enter(Mapping *m) {
+    if (m->forks != forks) {
+        PyErr_SetString(RingError, "this ring was attached before a fork: attach it anew here");
+        return -1;
+    }
+    if (!m->open) return PyErr_SetString(RingError, "this ring is detached"), -1;
+    m->users++;
+    return 0;
+}
+
+static void leave(Mapping *m) {
+    if (--m->users == 0 && !m->open && m->ring.base) {
+        munmap(m->ring.base, m->ring.file_bytes);
+        m->ring.base = NULL;
+    }
+}
+
+static PyObject *fail(int status) {
+    switch (status) {
+    case RB_CLOSED: PyErr_SetString(Closed, "the ring is closed"); break;
+    case RB_BUSY:
+        PyErr_SetString(RingError, "the ring's lock is held by a process that does not go on "
+                                   "(stopped?); it is never robbed: let it go on, or end it");
+        break;
+    default: PyErr_Format(RingError, "the ring's lock is beyond repair (status %d)", status);
+    }
+    return NULL;
+}
+
+static Mapping *new_mapping(void) {
+    Mapping *m = (Mapping *)new_object(MappingType);
+    if (m) m->forks = forks;
+    return m;
+}
+
+static int map_file(Mapping *m, int fd, uint64_t bytes) {
+    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (base == MAP_FAILED) return PyErr_SetFromErrno(PyExc_OSError), -1;
+    rb_lay_out(&m->ring, base);
+    m->open = 1;
+    return 0;
+}
+
+static const char *geometry_fault(const rb_ring *r) {
+    if (r->capacity < 1 || r->capacity > RB_CAPACITY_MAX) return "capacity";
+    if (r->slot_bytes < 128 || r->slot_bytes > RB_SLOT_BYTES_MAX || r->slot_bytes % 64)
+        return "slot_bytes";
+    if (r->readers < 1 || r->readers > RB_PARTICIPANTS_MAX) return "readers";
+    if (r->writers < 1 || r->writers > RB_PARTICIPANTS_MAX) return "writers";
+    if (r->hand < 1 || r->hand > RB_HAND_MAX) return "hand";
+    return NULL;
+}
+
+static PyObject *mapping_bytes_needed(PyObject *type, PyObject *args) {
+    (void)type;
+    rb_ring r = {0};
+    unsigned long long capacity;
+    if (!PyArg_ParseTuple(args, "KIIII", &capacity, &r.slot_bytes, &r.readers, &r.writers, &r.hand))
+        return NULL;
+    r.capacity = capacity;
+    const char *fault = geometry_fault(&r);
+    if (fault)
+        return PyErr_Format(PyExc_ValueError,
+                            "%s is out of range: capacity %llu (1..%u), slot_bytes %u (multiple of "
+                            "64 in 128..%u), readers %u and writers %u (1..%u), hand %u (1..%u)",
+                            fault, capacity, RB_CAPACITY_MAX, r.slot_bytes, RB_SLOT_BYTES_MAX,
+                            r.readers, r.writers, RB_PARTICIPANTS_MAX, r.hand, RB_HAND_MAX);
+    rb_lay_out(&r, NULL);
+    return PyLong_FromUnsignedLongLong(r.file_bytes);
+}
+
+static PyObject *mapping_create(PyObject *type, PyObject *args) {
+    (void)type;
+    int fd;
+    unsigned long long capacity, epoch;
+    const char *boot_id, *label;
+    Py_ssize_t boot_bytes, label_bytes;
+    Mapping *m = new_mapping();
+    if (!m) return NULL;
+    rb_ring *r = &m->ring;
+    if (!PyArg_ParseTuple(args, "iKIIIIKy#s#", &fd, &capacity, &r->slot_bytes, &r->readers,
+                          &r->writers, &r->hand, &epoch, &boot_id, &boot_bytes, &label,
+                          &label_bytes))
+        goto failed;
+    r->capacity = capacity, r->epoch = epoch;
+    if (boot_bytes != 16 || label_bytes > RB_LABEL_MAX || geometry_fault(r)) {
+        PyErr_Format(PyExc_ValueError, "label of %zd bytes (at most %u), boot id of %zd (16)",
+                     label_bytes, RB_LABEL_MAX, boot_bytes);
+        goto failed;
+    }
+    rb_lay_out(r, NULL);
+    if (map_file(m, fd, r->file_bytes)) goto failed;
+    memset(r->base, 0, r->file_bytes); /* every page is there before anybody relies on it */
+    int error = rb_initialise(r, (const uint8_t *)boot_id, label, (uint32_t)label_bytes);
+    if (error) {
+        PyErr_Format(RingError, "cannot make a robust lock: %s", strerror(error));
+        goto failed;
+    }
+    memcpy(m->label, label, label_bytes);
+    return (PyObject *)m;
+failed:
+    Py_DECREF(m);
+    return NULL;
+}
+
+/* Says why the header can't be used, NULL when it can; fills in the ring's geometry. */
+static PyObject *header_fault(const rb_header *h, uint64_t file_bytes, const uint8_t *boot_id,
+                              rb_ring *r) {
+#define REFUSE(...) return PyUnicode_FromFormat(__VA_ARGS__)
+    if (h->magic != RB_MAGIC) REFUSE("not a ring, or half made (no magic number)");
+    if (h->layout != RB_LAYOUT) REFUSE("layout %u found, %u wanted", h->layout, RB_LAYOUT);
+    if (h->crc != rb_header_crc(h)) REFUSE("the header's checksum is wrong");
+    if (h->mutex_bytes != sizeof(pthread_mutex_t))
+        REFUSE("locks of %u bytes found, %zu wanted", h->mutex_bytes, sizeof(pthread_mutex_t));
+    r->capacity = h->capacity, r->slot_bytes = h->slot_bytes, r->readers = h->readers;
+    r->writers = h->writers, r->hand = h->hand, r->epoch = h->epoch;
+    if (geometry_fault(r)) REFUSE("%s is out of range", geometry_fault(r));
+    if (h->label_bytes > RB_LABEL_MAX) REFUSE("a label of %u bytes", h->label_bytes);
+    rb_lay_out(r, NULL);
+    if (h->file_bytes != r->file_bytes || file_bytes != r->file_bytes)
+        REFUSE("%llu bytes found, %llu wanted", (unsigned long long)file_bytes,
+               (unsigned long long)r->file_bytes);
+    if (memcmp(h->boot_id, boot_id, 16)) REFUSE("made in another boot of this machine");
+    return NULL;
+#undef REFUSE
+}
+
+static PyObject *mapping_attach(PyObject *type, PyObject *args) {
+    (void)type;
+    int fd;
+    const char *boot_id;
+    Py_ssize_t boot_bytes;
+    struct stat info;
+    rb_header header;
+    if (!PyArg_ParseTuple(args, "iy#", &fd, &boot_id, &boot_bytes)) return NULL;
+    if (boot_bytes != 16) return PyErr_SetString(PyExc_ValueError, "a boot id has 16 bytes"), NULL;
+    if (fstat(fd, &info)) return PyErr_SetFromErrno(PyExc_OSError);
+    ssize_t got = pread(fd, &header, sizeof header, 0);
+    if (got < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    if (got < (ssize_t)sizeof header)
+        return PyErr_Format(Misfit, "%zd bytes are no ring (its header has %zu)", got,
+                            sizeof header);
+    Mapping *m = new_mapping();
+    if (!m) return NULL;
+    PyObject *fault =
+        header_fault(&header, (uint64_t)info.st_size, (const uint8_t *)boot_id, &m->ring);
+    if (fault) {
+        PyErr_SetObject(Misfit, fault);
+        Py_DECREF(fault);
+    } else if (!PyErr_Occurred() && !map_file(m, fd, m->ring.file_bytes)) {
+        if (rb_tail(&m->ring) - rb_head(&m->ring) <= m->ring.capacity) {
+            memcpy(m->label, header.label, header.label_bytes);
+            return (PyObject *)m;
+        }
+        PyErr_SetString(Misfit, "the cursors lie further apart than the capacity");
+    }
+    Py_DECREF(m);
+    return NULL;
+}
+
+static PyObject *mapping_detach(PyObject *self, PyObject *none) {
+    (void)none;
+    Mapping *m = (Mapping *)self;
+    if (m->open) {
+        m->open = 0;
+        m->users++;
+        leave(m);
+    }
+    Py_RETURN_NONE;
+}
+
+static void mapping_dealloc(PyObject *self) {
+    Py_XDECREF(mapping_detach(self, NULL));
+    free_object(self);
+}
+
+/* ---- items -------------------------------------------------------------------------------- */
+
+static PyStructSequence_Field item_fields[] = {
+    {"payload", "the message"},
+    {"key", "16 bytes that name it"},
+    {"sequence", "its place in the ring's history, from 0"},
+    {"attempts", "deliveries after the death of a reader that held it"},
+    {"accepted_ns", "CLOCK_REALTIME at put, nanoseconds"},
+    {"header", "the record header given to put"},
+    {"round", "the number given to put"},
+    {"damaged", "the checksum does not fit: payload holds the raw bytes"},
+    {"cell", "where it lies in the hand; -1 for a copy"},
+    {NULL, NULL}};
+
+static PyStructSequence_Desc item_desc = {
+    "ringbuf.Item", "One message of the ring.", item_fields, 9};
+
+static PyObject *make_item(const rb_ring *r, const rb_slot *slot, uint64_t stamp, uint32_t attempts,
+                           long cell) {
+    int intact = rb_intact(r, slot, stamp);
+    const char *data = (const char *)(slot + 1);
+    uint32_t head = intact ? slot->header_bytes : 0;
+    PyObject *values[9] = {
+        PyBytes_FromStringAndSize(data + head, rb_data_bytes(r, slot) - head),
+        PyBytes_FromStringAndSize((const char *)slot->key, 16),
+        PyLong_FromUnsignedLongLong(stamp - 1),
+        PyLong_FromUnsignedLong(attempts),
+        PyLong_FromUnsignedLongLong(slot->accepted_ns),
+        PyBytes_FromStringAndSize(data, head),
+        PyLong_FromUnsignedLong(slot->round),
+        PyBool_FromLong(!intact),
+        PyLong_FromLong(cell)};
+    PyObject *item = PyStructSequence_New(ItemType);
+    int whole = item != NULL;
+    for (int i = 0; i < 9; i++) {
+        whole = whole && values[i];
+        if (item && values[i]) PyStructSequence_SetItem(item, i, values[i]);
+        else Py_XDECREF(values[i]);
+    }
+    if (!whole) Py_CLEAR(item);
+    return item;
+}
+
+/* ---- Mapping: looking --------------------------------------------------------------------- */
+
+enum field { CAPACITY, SLOT_BYTES, ROOM, READERS, WRITERS, HAND, EPOCH, FILE_BYTES, HEAD, TAIL,
+             DEPTH, CLOSED, EMPTY_AND_CLOSED, COMMITS, PARKED, SLOTS_AT, HANDS_AT, STATS_AT,
+             CELL_BYTES, REPAIRS, CLEARED, RESCUES };
+
+static uint64_t counted(const _Atomic uint64_t *a, const _Atomic uint64_t *b) {
+    return atomic_load_explicit(a, memory_order_relaxed) +
+           atomic_load_explicit(b, memory_order_relaxed);
+}
+
+static uint64_t field_value(const Mapping *m, enum field field) {
+    const rb_ring *r = &m->ring;
+    rb_side *w = &r->shared->writers, *d = &r->shared->readers;
+    switch (field) {
+    case CAPACITY: return r->capacity;
+    case SLOT_BYTES: return r->slot_bytes;
+    case ROOM: return rb_room(r);
+    case READERS: return r->readers;
+    case WRITERS: return r->writers;
+    case HAND: return r->hand;
+    case EPOCH: return r->epoch;
+    case FILE_BYTES: return r->file_bytes;
+    case HEAD: return rb_head(r);
+    case TAIL: return rb_tail(r);
+    case DEPTH: return rb_depth(r);
+    case CLOSED: return (uint64_t)rb_closed(r);
+    case EMPTY_AND_CLOSED: return (uint64_t)rb_closed_and_empty(r);
+    case COMMITS: return atomic_load_explicit(&r->shared->commits, memory_order_acquire);
+    case PARKED: return (uint64_t)m->parked;
+    case SLOTS_AT: return (uint64_t)(r->slots - r->base);
+    case HANDS_AT: return (uint64_t)(r->hands - r->base);
+    case STATS_AT: return (uint64_t)(r->stats - r->base);
+    case CELL_BYTES: return r->cell_bytes;
+    case REPAIRS: return counted(&w->repairs, &d->repairs);
+    case CLEARED: return counted(&w->cleared, &d->cleared);
+    case RESCUES: return counted(&w->rescues, &d->rescues);
+    }
+    return 0;
+}
+
+static PyObject *mapping_get(PyObject *self, void *field) {
+    Mapping *m = (Mapping *)self;
+    if (enter(m)) return NULL;
+    uint64_t value = field_value(m, (enum field)(intptr_t)field);
+    leave(m);
+    return PyLong_FromUnsignedLongLong(value);
+}
+
+static PyObject *mapping_get_label(PyObject *self, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(((Mapping *)self)->label);
+}
+
+static PyObject *mapping_park(PyObject *self, PyObject *by) {
+    long step = PyLong_AsLong(by);
+    if (PyErr_Occurred()) return NULL;
+    ((Mapping *)self)->parked += step;
+    Py_RETURN_NONE;
+}
+
+static int to_key(PyObject *object, const uint8_t **key) {
+    char *bytes;
+    Py_ssize_t count;
+    if (PyBytes_AsStringAndSize(object, &bytes, &count)) return -1;
+    if (count != 16)
+        return PyErr_Format(PyExc_ValueError, "a key has 16 bytes; this one has %zd", count), -1;
+    *key = (const uint8_t *)bytes;
+    return 0;
+}
+
+typedef struct {
+    const rb_ring *ring;
+    const uint8_t *key;
+    rb_slot *copy; /* slot_bytes of private memory */
+    uint64_t stamp;
+    uint32_t attempts, reader;
+} Search;
+
+/* Goes with the flow: slots first, hands after, so that a moving item is met at least once. */
+static int search_slots(Search *s) {
+    const rb_ring *r = s->ring;
+    uint64_t tail = rb_tail(r);
+    for (uint64_t at = rb_head(r); at < tail; at++) {
+        rb_slot *slot = rb_slot_at(r, at);
+        if (memcmp(slot->key, s->key, 16)) continue; /* a torn look is judged by the copy */
+        if (!rb_copy_guarded(r, &slot->stamp, at + 1, slot, s->copy)) continue;
+        if (memcmp(s->copy->key, s->key, 16)) continue;
+        s->stamp = at + 1;
+        return 1;
+    }
+    return 0;
+}
+
+static int search_hands(Search *s) {
+    const rb_ring *r = s->ring;
+    for (uint32_t reader = 0; reader < r->readers; reader++) {
+        for (uint32_t i = 0; i < r->hand; i++) {
+            rb_cell *cell = rb_cell_at(r, reader, i);
+            uint64_t stamp = atomic_load_explicit(&cell->stamp, memory_order_acquire);
+            if (!stamp || memcmp(cell->slot.key, s->key, 16)) continue;
+            if (!rb_copy_guarded(r, &cell->stamp, stamp, &cell->slot, s->copy)) continue;
+            if (memcmp(s->copy->key, s->key, 16)) continue;
+            s->stamp = stamp, s->reader = reader;
+            s->attempts = atomic_load_explicit(&cell->attempts, memory_order_relaxed);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* find(key) -> (item, position or None when in a hand) or None */
+static PyObject *mapping_find(PyObject *self, PyObject *key) {
+    Mapping *m = (Mapping *)self;
+    Search s = {.ring = &m->ring};
+    PyObject *answer = NULL;
+    if (to_key(key, &s.key) || enter(m)) return NULL;
+    s.copy = malloc(m->ring.slot_bytes);
+    if (s.copy) {
+        int in_ring, found;
+        uint64_t head;
+        Py_BEGIN_ALLOW_THREADS
+        in_ring = search_slots(&s);
+        head = rb_head(&m->ring);
+        in_ring = in_ring && s.stamp - 1 >= head; /* else it has moved on meanwhile */
+        found = in_ring || search_hands(&s);
+        Py_END_ALLOW_THREADS
+        if (!found) {
+            answer = Py_NewRef(Py_None);
+        } else {
+            PyObject *item = make_item(&m->ring, s.copy, s.stamp, s.attempts, -1);
+            if (item && in_ring) answer = Py_BuildValue("NK", item, s.stamp - 1 - head);
+            else if (item) answer = Py_BuildValue("NO", item, Py_None);
+        }
+        free(s.copy);
+    } else {
+        PyErr_NoMemory();
+    }
+    leave(m);
+    return answer;
+}
+
+static int append_copy(PyObject *list, const Mapping *m, rb_slot *copy, _Atomic uint64_t *guard,
+                       const rb_slot *from, uint64_t stamp, uint32_t attempts, long reader) {
+    if (!rb_copy_guarded(&m->ring, guard, stamp, from, copy)) return 0;
+    PyObject *item = make_item(&m->ring, copy, stamp, attempts, -1);
+    PyObject *row = item && reader >= 0 ? Py_BuildValue("lN", reader, item) : item;
+    int failed = !row || PyList_Append(list, row);
+    Py_XDECREF(row);
+    return failed ? -1 : 0;
+}
+
+static int collect_waiting(const Mapping *m, rb_slot *copy, PyObject *list) {
+    const rb_ring *r = &m->ring;
+    uint64_t tail = rb_tail(r);
+    for (uint64_t at = rb_head(r); at < tail; at++) {
+        rb_slot *slot = rb_slot_at(r, at);
+        if (append_copy(list, m, copy, &slot->stamp, slot, at + 1, 0, -1)) return -1;
+    }
+    return 0;
+}
+
+static int collect_held(const Mapping *m, rb_slot *copy, PyObject *list) {
+    const rb_ring *r = &m->ring;
+    for (uint32_t i = 0; i < r->readers * r->hand; i++) {
+        rb_cell *cell = rb_cell_at(r, i / r->hand, i % r->hand);
+        uint64_t stamp = atomic_load_explicit(&cell->stamp, memory_order_acquire);
+        uint32_t attempts = atomic_load_explicit(&cell->attempts, memory_order_relaxed);
+        if (stamp && append_copy(list, m, copy, &cell->stamp, &cell->slot, stamp, attempts,
+                                 (long)(i / r->hand)))
+            return -1;
+    }
+    return 0;
+}
+
+/* snapshot() -> ([item, ...] waiting, [(reader, item), ...] held), slots read before hands */
+static PyObject *mapping_snapshot(PyObject *self, PyObject *none) {
+    (void)none;
+    Mapping *m = (Mapping *)self;
+    if (enter(m)) return NULL;
+    rb_slot *copy = malloc(m->ring.slot_bytes);
+    PyObject *waiting = PyList_New(0), *held = PyList_New(0), *answer = NULL;
+    if (!copy) PyErr_NoMemory();
+    else if (waiting && held && !collect_waiting(m, copy, waiting) && !collect_held(m, copy, held))
+        answer = Py_BuildValue("OO", waiting, held);
+    Py_XDECREF(waiting);
+    Py_XDECREF(held);
+    free(copy);
+    leave(m);
+    return answer;
+}
+
+static PyObject *mapping_held_count(PyObject *self, PyObject *index) {
+    Mapping *m = (Mapping *)self;
+    unsigned long reader = PyLong_AsUnsignedLong(index);
+    if (PyErr_Occurred() || enter(m)) return NULL;
+    unsigned long count = 0;
+    if (reader < m->ring.readers)
+        for (uint32_t i = 0; i < m->ring.hand; i++)
+            count += atomic_load_explicit(&rb_cell_at(&m->ring, (uint32_t)reader, i)->stamp,
+                                          memory_order_acquire) != 0;
+    else PyErr_Format(PyExc_ValueError, "reader %lu of %u", reader, m->ring.readers);
+    leave(m);
+    return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLong(count);
+}
+
+/* participant(i) -> identity; swap_participant(i, seen, wanted) -> bool */
+static _Atomic uint64_t *identity_of(const Mapping *m, unsigned int i) {
+    if (i < m->ring.readers + m->ring.writers) return &m->ring.participants[i].identity;
+    PyErr_Format(PyExc_ValueError, "participant %u of %u", i, m->ring.readers + m->ring.writers);
+    return NULL;
+}
+
+static PyObject *mapping_participant(PyObject *self, PyObject *args) {
+    Mapping *m = (Mapping *)self;
+    unsigned int i;
+    if (!PyArg_ParseTuple(args, "I", &i) || enter(m)) return NULL;
+    _Atomic uint64_t *identity = identity_of(m, i);
+    uint64_t value = identity ? atomic_load(identity) : 0;
+    leave(m);
+    return identity ? PyLong_FromUnsignedLongLong(value) : NULL;
+}
+
+static PyObject *mapping_swap_participant(PyObject *self, PyObject *args) {
+    Mapping *m = (Mapping *)self;
+    unsigned int i;
+    unsigned long long seen, wanted;
+    if (!PyArg_ParseTuple(args, "IKK", &i, &seen, &wanted) || enter(m)) return NULL;
+    _Atomic uint64_t *identity = identity_of(m, i);
+    uint64_t expected = seen;
+    int swapped = identity && atomic_compare_exchange_strong(identity, &expected, wanted);
+    leave(m);
+    return identity ? PyBool_FromLong(swapped) : NULL;
+}
+
+static PyObject *mapping_set_closed(PyObject *self, PyObject *args) {
+    Mapping *m = (Mapping *)self;
+    int closed, status;
+    double patience_s;
+    if (!PyArg_ParseTuple(args, "pd", &closed, &patience_s) || enter(m)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = rb_set_closed(&m->ring, (uint32_t)closed, (int64_t)(patience_s * 1e9));
+    Py_END_ALLOW_THREADS
+    leave(m);
+    if (status != RB_OK) return fail(status);
+    Py_RETURN_NONE;
+}
+
+/* ---- waiting ------------------------------------------------------------------------------ */
+
+typedef struct {
+    rb_ring *ring;
+    _Atomic uint32_t *event;
+    _Atomic uint64_t *rescues;
+    int (*look)(void *, int64_t patience_ns); /* RB_EMPTY, RB_FULL, RB_BUSY: go on waiting */
+    void *context;
+} Wait;
+
+static int undecided(int status) {
+    return status == RB_EMPTY || status == RB_FULL || status == RB_BUSY;
+}
+
+/* The sleep ran out and there was something after all: was the wake lost, or only late? */
+static void note_rescue(const Wait *w, uint32_t seen) {
+    if (atomic_load(w->event) != seen) return;
+    rb_futex_wait(w->event, seen, RB_CONFIRM_NS);
+    if (atomic_load(w->event) == seen) atomic_fetch_add(w->rescues, 1);
+}
+
+/* Looks, sleeps at most one slice, looks again. Runs without the GIL. */
+static int wait_round(const Wait *w, int64_t slice_ns) {
+    int status = w->look(w->context, slice_ns < RB_PATIENCE_NS ? slice_ns : RB_PATIENCE_NS);
+    if (!undecided(status)) return status;
+    if (status == RB_BUSY) return w->look(w->context, slice_ns); /* sleeps at the lock */
+    uint32_t seen = rb_announce(w->event);
+    status = w->look(w->context, slice_ns);
+    if (!undecided(status) || status == RB_BUSY) return status;
+    int error = rb_futex_wait(w->event, seen, slice_ns);
+    if (error != ETIMEDOUT) return status;
+    status = w->look(w->context, 0);
+    if (!undecided(status)) note_rescue(w, seen);
+    return status;
+}
+
+/* -1 with an exception set when a signal handler raised; else a status. The GIL is held. */
+static int wait_until(const Wait *w, int64_t deadline) {
+    for (;;) {
+        int64_t left = deadline == FOREVER ? RB_RECHECK_NS
+                                           : deadline - rb_clock_ns(CLOCK_MONOTONIC);
+        int64_t slice = left < 0 ? 0 : left < RB_RECHECK_NS ? left : RB_RECHECK_NS;
+        int status;
+        Py_BEGIN_ALLOW_THREADS
+        status = slice ? wait_round(w, slice) : w->look(w->context, RB_PATIENCE_NS);
+        Py_END_ALLOW_THREADS
+        if (!undecided(status)) return status;
+        if (PyErr_CheckSignals()) return -1;
+        if (!slice) return status;
+    }
+}
+
+/* Room, and a lock that can be had: whoever waits here then makes its own try. */
+static int look_for_room(void *context, int64_t patience_ns) {
+    rb_ring *r = context;
+    rb_guard guard;
+    if (rb_closed(r)) return RB_OK;
+    if (rb_depth(r) >= r->capacity) return RB_FULL;
+    int status = rb_lock(&guard, r, &r->shared->writers, patience_ns);
+    if (status == RB_OK) rb_unlock(&guard);
+    return status;
+}
+
+/* wait_room(timeout) -> bool */
+static PyObject *mapping_wait_room(PyObject *self, PyObject *timeout) {
+    Mapping *m = (Mapping *)self;
+    int64_t deadline;
+    if (to_deadline(timeout, &deadline) || enter(m)) return NULL;
+    rb_side *side = &m->ring.shared->writers;
+    Wait w = {&m->ring, &side->event, &side->rescues, look_for_room, &m->ring};
+    int status = wait_until(&w, deadline);
+    leave(m);
+    if (status == RB_BROKEN) return fail(status);
+    return status < 0 ? NULL : PyBool_FromLong(status == RB_OK);
+}
+
+typedef struct {
+    rb_ring *ring;
+    uint64_t seen;
+} CommitWait;
+
+static int look_for_commit(void *context, int64_t patience_ns) {
+    (void)patience_ns;
+    CommitWait *c = context;
+    return atomic_load(&c->ring->shared->commits) != c->seen ? RB_OK : RB_EMPTY;
+}
+
+/* wait_commits(seen, timeout) -> the counter, changed or not */
+static PyObject *mapping_wait_commits(PyObject *self, PyObject *args) {
+    Mapping *m = (Mapping *)self;
+    unsigned long long seen;
+    PyObject *timeout = Py_None;
+    int64_t deadline;
+    if (!PyArg_ParseTuple(args, "K|O", &seen, &timeout) || to_deadline(timeout, &deadline))
+        return NULL;
+    if (enter(m)) return NULL;
+    CommitWait c = {&m->ring, seen};
+    rb_shared *shared = m->ring.shared;
+    Wait w = {&m->ring, &shared->commit_event, &shared->readers.rescues, look_for_commit, &c};
+    int status = wait_until(&w, deadline);
+    uint64_t commits = atomic_load(&shared->commits);
+    leave(m);
+    return status < 0 ? NULL : PyLong_FromUnsignedLongLong(commits);
+}
+
+static PyObject *mapping_bump_commits(PyObject *self, PyObject *none) {
+    (void)none;
+    Mapping *m = (Mapping *)self;
+    if (enter(m)) return NULL;
+    atomic_fetch_add(&m->ring.shared->commits, 1);
+    rb_signal(&m->ring.shared->commit_event);
+    leave(m);
+    Py_RETURN_NONE;
+}
+
+/* ---- Putter ------------------------------------------------------------------------------- */
+
+static int too_large(const rb_ring *r, Py_ssize_t payload, Py_ssize_t header) {
+    if (payload + header <= (Py_ssize_t)rb_room(r) && header <= UINT16_MAX) return 0;
+    PyErr_Format(TooLarge,
+                 "payload of %zd bytes and header of %zd do not fit a slot: room for %u together "
+                 "(slot_bytes %u)",
+                 payload, header, rb_room(r), r->slot_bytes);
+    return -1;
+}
+
+/* A buffer that somebody may write to is copied first: the checksum must be of what is put. */
+static int to_payload(PyObject *object, Py_buffer *view, PyObject **owner) {
+    if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE)) return -1;
+    *owner = NULL;
+    if (view->readonly) return 0;
+    *owner = PyBytes_FromStringAndSize(view->buf, view->len);
+    PyBuffer_Release(view);
+    if (*owner && !PyObject_GetBuffer(*owner, view, PyBUF_SIMPLE)) return 0;
+    Py_CLEAR(*owner);
+    return -1;
+}
+
+static int to_entry(const rb_ring *r, PyObject *key, PyObject *header, PyObject *round,
+                    const Py_buffer *payload, rb_entry *e) {
+    char *head = "";
+    Py_ssize_t head_bytes = 0;
+    if (to_key(key, &e->key)) return -1;
+    if (header && PyBytes_AsStringAndSize(header, &head, &head_bytes)) return -1;
+    if (too_large(r, payload->len, head_bytes)) return -1;
+    unsigned long number = round ? PyLong_AsUnsignedLong(round) : 0;
+    if (PyErr_Occurred()) return -1;
+    if (number > UINT32_MAX)
+        return PyErr_Format(PyExc_ValueError, "round %lu is above %u", number, UINT32_MAX), -1;
+    e->header = (const uint8_t *)head, e->header_bytes = (uint16_t)head_bytes;
+    e->payload = payload->buf, e->payload_bytes = (uint32_t)payload->len;
+    e->round = (uint32_t)number;
+    e->header_version = 1;
+    e->accepted_ns = (uint64_t)rb_clock_ns(CLOCK_REALTIME);
+    e->crc = rb_entry_crc(e);
+    return 0;
+}
+
+/* One try: without waiting while the lock is free, else patiently and without the GIL. */
+static int try_entries(rb_ring *r, const rb_entry *entries, uint32_t count, uint64_t *first,
+                       uint32_t *put) {
+    int status = rb_put(r, entries, count, 0, first, put);
+    if (status != RB_BUSY) return status;
+    Py_BEGIN_ALLOW_THREADS
+    status = rb_put(r, entries, count, RB_PATIENCE_NS, first, put);
+    Py_END_ALLOW_THREADS
+    return status;
+}
+
+static PyObject *put_one(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                         PyObject *kwnames, int in_turn) {
+    static const char *const names[] = {"payload", "key", "header", "round", NULL};
+    PyObject *given[4], *owner, *answer = NULL;
+    Mapping *m = ((Putter *)self)->mapping;
+    Py_buffer view;
+    rb_entry entry;
+    uint64_t sequence;
+    uint32_t put;
+    if (gather("try_put", names, 2, args, nargs, kwnames, given) || enter(m)) return NULL;
+    if (to_payload(given[0], &view, &owner)) return leave(m), NULL;
+    if (!to_entry(&m->ring, given[1], given[2], given[3], &view, &entry)) {
+        int status = m->parked && !in_turn ? RB_FULL
+                                           : try_entries(&m->ring, &entry, 1, &sequence, &put);
+        if (status == RB_OK) answer = PyLong_FromUnsignedLongLong(sequence);
+        else if (undecided(status)) answer = Py_NewRef(Py_None);
+        else fail(status);
+    }
+    PyBuffer_Release(&view);
+    Py_XDECREF(owner);
+    leave(m);
+    return answer;
+}
+
+static PyObject *putter_try_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                PyObject *kwnames) {
+    return put_one(self, args, nargs, kwnames, 0);
+}
+
+static PyObject *putter_put_in_turn(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                    PyObject *kwnames) {
+    return put_one(self, args, nargs, kwnames, 1);
+}
+
+/* put_batch(payloads: list[bytes], keys: list[bytes], headers: list[bytes] | None) -> (first, n) */
+static PyObject *putter_put_batch(PyObject *self, PyObject *args) {
+    Mapping *m = ((Putter *)self)->mapping;
+    PyObject *payloads, *keys, *headers;
+    if (!PyArg_ParseTuple(args, "OOO", &payloads, &keys, &headers) || enter(m)) return NULL;
+    Py_ssize_t count = PyList_Size(payloads), made = 0;
+    uint64_t first = 0;
+    uint32_t put = 0;
+    int status = RB_OK;
+    if (count > (Py_ssize_t)m->ring.capacity) count = (Py_ssize_t)m->ring.capacity;
+    rb_entry *entries = count > 0 ? malloc((size_t)count * sizeof *entries) : NULL;
+    if (count > 0 && !entries) PyErr_NoMemory();
+    for (; entries && made < count; made++) {
+        char *bytes;
+        Py_buffer view = {0};
+        if (PyBytes_AsStringAndSize(PyList_GetItem(payloads, made), &bytes, &view.len)) break;
+        view.buf = bytes;
+        PyObject *header = headers == Py_None ? NULL : PyList_GetItem(headers, made);
+        if (to_entry(&m->ring, PyList_GetItem(keys, made), header, NULL, &view, &entries[made]))
+            break;
+    }
+    if (entries && made == count && !m->parked)
+        status = try_entries(&m->ring, entries, (uint32_t)count, &first, &put);
+    free(entries);
+    leave(m);
+    if (PyErr_Occurred()) return NULL;
+    if (status != RB_OK && !undecided(status)) return fail(status);
+    return Py_BuildValue("KI", (unsigned long long)first, put);
+}
+
+static PyObject *with_mapping(PyTypeObject *type, PyObject *mapping) {
+    if (!PyObject_TypeCheck(mapping, MappingType))
+        return PyErr_SetString(PyExc_TypeError, "a Mapping is wanted"), NULL;
+    PyObject *self = new_object(type);
+    if (self) ((Putter *)self)->mapping = (Mapping *)Py_NewRef(mapping); /* Taker begins alike */
+    return self;
+}
+
+static PyObject *putter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    PyObject *mapping;
+    return PyArg_ParseTuple(args, "O", &mapping) ? with_mapping(type, mapping) : NULL;
+}
+
+static void putter_dealloc(PyObject *self) {
+    Py_XDECREF((PyObject *)((Putter *)self)->mapping);
+    free_object(self);
+}
+
+/* ---- Taker -------------------------------------------------------------------------------- */
+
+/* What lies in the hand is this reader's now; `died` says that its last owner did not leave it. */
+static int adopt(Taker *t, int died, double patience_s) {
+    rb_ring *r = &t->mapping->ring;
+    rb_guard guard;
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = rb_lock(&guard, r, &r->shared->readers, (int64_t)(patience_s * 1e9));
+    if (status == RB_OK) rb_unlock(&guard); /* any repair has happened now */
+    Py_END_ALLOW_THREADS
+    if (status != RB_OK) return fail(status), -1;
+    for (uint32_t i = r->hand; i-- > 0;) {
+        rb_cell *cell = rb_cell_at(r, t->index, i);
+        t->stamps[i] = atomic_load_explicit(&cell->stamp, memory_order_acquire);
+        if (!t->stamps[i]) t->free[t->free_count++] = i;
+        else t->undelivered++;
+        if (t->stamps[i] && died) atomic_fetch_add(&cell->attempts, 1);
+    }
+    return 0;
+}
+
+static PyObject *taker_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    PyObject *mapping;
+    unsigned int index;
+    int died;
+    double patience_s;
+    if (!PyArg_ParseTuple(args, "OIpd", &mapping, &index, &died, &patience_s)) return NULL;
+    Taker *t = (Taker *)with_mapping(type, mapping);
+    if (!t) return NULL;
+    if (enter(t->mapping)) return Py_DECREF(t), NULL;
+    uint32_t hand = t->mapping->ring.hand;
+    t->index = index;
+    t->stamps = calloc(hand, sizeof *t->stamps);
+    t->delivered = calloc(hand, 1);
+    t->free = calloc(hand, sizeof *t->free);
+    if (!t->stamps || !t->delivered || !t->free) PyErr_NoMemory();
+    else if (index >= t->mapping->ring.readers)
+        PyErr_Format(PyExc_ValueError, "reader %u of %u", index, t->mapping->ring.readers);
+    else adopt(t, died, patience_s);
+    leave(t->mapping);
+    if (PyErr_Occurred()) Py_CLEAR(t);
+    return (PyObject *)t;
+}
+
+static void taker_dealloc(PyObject *self) {
+    Taker *t = (Taker *)self;
+    free(t->stamps);
+    free(t->delivered);
+    free(t->free);
+    putter_dealloc(self);
+}
+
+static PyObject *item_of_cell(const Taker *t, uint32_t i) {
+    rb_cell *cell = rb_cell_at(&t->mapping->ring, t->index, i);
+    uint32_t attempts = atomic_load_explicit(&cell->attempts, memory_order_relaxed);
+    return make_item(&t->mapping->ring, &cell->slot, t->stamps[i], attempts, (long)i);
+}
+
+/* The lowest sequences among the cells that were not handed out yet, oldest first. */
+static uint32_t oldest_undelivered(const Taker *t, uint32_t *cells, uint32_t max) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < t->mapping->ring.hand; i++) {
+        if (!t->stamps[i] || t->delivered[i]) continue;
+        uint32_t at = count < max ? count++ : max;
+        if (at == max && t->stamps[cells[--at]] < t->stamps[i]) continue;
+        for (; at && t->stamps[cells[at - 1]] > t->stamps[i]; at--) cells[at] = cells[at - 1];
+        cells[at] = i;
+    }
+    return count;
+}
+
+/* All the items, or none: what was not handed out comes out of the next take. */
+static PyObject *deliver(Taker *t, const uint32_t *cells, uint32_t count) {
+    PyObject *list = PyList_New(count);
+    for (uint32_t i = 0; list && i < count; i++) {
+        PyObject *item = item_of_cell(t, cells[i]);
+        if (item) PyList_SetItem(list, i, item);
+        else Py_CLEAR(list);
+    }
+    for (uint32_t i = 0; list && i < count; i++) t->delivered[cells[i]] = 1;
+    if (list) t->undelivered -= count;
+    return list;
+}
+
+typedef struct {
+    Taker *taker;
+    uint32_t max, taken;
+} TakeWait;
+
+/* Free cells are used from the end of the list; the first `taken` of them are then filled. */
+static int look_for_items(void *context, int64_t patience_ns) {
+    TakeWait *w = context;
+    Taker *t = w->taker;
+    return rb_take(&t->mapping->ring, t->index, t->free + t->free_count - w->max, w->max,
+                   patience_ns, &w->taken);
+}
+
+static void keep_taken(Taker *t, const TakeWait *w) {
+    rb_ring *r = &t->mapping->ring;
+    uint32_t *cells = t->free + t->free_count - w->max;
+    for (uint32_t i = 0; i < w->taken; i++) {
+        rb_cell *cell = rb_cell_at(r, t->index, cells[i]);
+        t->stamps[cells[i]] = atomic_load_explicit(&cell->stamp, memory_order_relaxed);
+        t->delivered[cells[i]] = 0;
+    }
+    memmove(cells, cells + w->taken, (w->max - w->taken) * sizeof *cells);
+    t->free_count -= w->taken;
+    t->undelivered += w->taken;
+}
+
+static int take_from_ring(Taker *t, uint32_t max, int64_t deadline) {
+    rb_side *side = &t->mapping->ring.shared->readers;
+    TakeWait w = {.taker = t, .max = max < t->free_count ? max : t->free_count};
+    int status = look_for_items(&w, 0);
+    if (undecided(status)) {
+        Wait wait = {&t->mapping->ring, &side->event, &side->rescues, look_for_items, &w};
+        status = wait_until(&wait, deadline);
+    }
+    if (status == RB_OK) keep_taken(t, &w);
+    return status;
+}
+
+static PyObject *take_some(Taker *t, uint32_t max, int64_t deadline) {
+    if (!t->undelivered) {
+        if (!t->free_count)
+            return PyErr_Format(HandFull,
+                                "all %u cells of hand %u are held: release before the next take",
+                                t->mapping->ring.hand, t->index);
+        int status = take_from_ring(t, max, deadline);
+        if (status < 0) return NULL;
+        if (undecided(status)) return PyErr_SetString(Empty, "nothing came in time"), NULL;
+        if (status != RB_OK) return fail(status);
+    }
+    uint32_t most = max < t->undelivered ? max : t->undelivered;
+    uint32_t *cells = malloc(most * sizeof *cells);
+    if (!cells) return PyErr_NoMemory();
+    PyObject *items = deliver(t, cells, oldest_undelivered(t, cells, most));
+    free(cells);
+    return items;
+}
+
+static int begin(Taker *t) {
+    if (enter(t->mapping)) return -1;
+    if (!t->busy++) return 0;
+    t->busy--;
+    leave(t->mapping);
+    return PyErr_SetString(RingError, "a reader serves one thread at a time"), -1;
+}
+
+static void end(Taker *t) {
+    t->busy--;
+    leave(t->mapping);
+}
+
+static PyObject *taker_take(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                            PyObject *kwnames) {
+    static const char *const names[] = {"max_items", "timeout", NULL};
+    Taker *t = (Taker *)self;
+    PyObject *given[2];
+    int64_t deadline;
+    if (gather("take", names, 0, args, nargs, kwnames, given)) return NULL;
+    long max = given[0] ? PyLong_AsLong(given[0]) : 64;
+    if (PyErr_Occurred() || to_deadline(given[1], &deadline)) return NULL;
+    if (max < 1) return PyErr_Format(PyExc_ValueError, "max_items is %ld; at least 1", max);
+    if (begin(t)) return NULL;
+    PyObject *items = take_some(t, max > RB_HAND_MAX ? RB_HAND_MAX : (uint32_t)max, deadline);
+    end(t);
+    return items;
+}
+
+static PyObject *taker_held(PyObject *self, PyObject *none) {
+    (void)none;
+    Taker *t = (Taker *)self;
+    if (begin(t)) return NULL;
+    PyObject *list = PyList_New(0);
+    for (uint32_t i = 0; list && i < t->mapping->ring.hand; i++) {
+        if (!t->stamps[i]) continue;
+        PyObject *item = item_of_cell(t, i);
+        if (!item || PyList_Append(list, item)) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    end(t);
+    return list;
+}
+
+static int held_cell(const Taker *t, PyObject *item, uint32_t *cell) {
+    if (!PyObject_TypeCheck(item, ItemType))
+        return PyErr_SetString(PyExc_TypeError, "release takes items that take returned"), -1;
+    long at = PyLong_AsLong(PyStructSequence_GetItem(item, 8));
+    uint64_t sequence = PyLong_AsUnsignedLongLong(PyStructSequence_GetItem(item, 2));
+    if (PyErr_Occurred()) return -1;
+    if (at >= 0 && at < (long)t->mapping->ring.hand && t->stamps[at] == sequence + 1 &&
+        t->delivered[at] == 1)
+        return *cell = (uint32_t)at, 0;
+    PyErr_Format(NotHeld, "sequence %llu is not held by this reader: nothing was released",
+                 (unsigned long long)sequence);
+    return -1;
+}
+
+/* Checks all of them first (2 marks those seen: a doubled item is refused), then frees the cells. */
+static int release_all(Taker *t, PyObject *list) {
+    Py_ssize_t count = PyList_Size(list), checked = 0;
+    uint32_t cell = 0;
+    for (; checked < count; checked++) {
+        if (held_cell(t, PyList_GetItem(list, checked), &cell)) break;
+        t->delivered[cell] = 2;
+    }
+    for (Py_ssize_t i = 0; i < checked; i++) {
+        cell = (uint32_t)PyLong_AsLong(PyStructSequence_GetItem(PyList_GetItem(list, i), 8));
+        t->delivered[cell] = 1;
+        if (checked < count) continue;
+        if (rb_release(&t->mapping->ring, t->index, cell, t->stamps[cell] - 1) != RB_OK)
+            return PyErr_Format(NotHeld, "cell %u of hand %u was taken away from its owner", cell,
+                                t->index), -1;
+        t->stamps[cell] = 0, t->delivered[cell] = 0;
+        t->free[t->free_count++] = cell;
+    }
+    return checked < count ? -1 : 0;
+}
+
+static PyObject *taker_release(PyObject *self, PyObject *items) {
+    Taker *t = (Taker *)self;
+    PyObject *list = PySequence_List(items);
+    if (!list) return NULL;
+    int failed = begin(t);
+    if (!failed) {
+        failed = release_all(t, list);
+        end(t);
+    }
+    Py_DECREF(list);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ---- the module --------------------------------------------------------------------------- */
+
+#define FIELD(name, field) {name, mapping_get, NULL, NULL, (void *)(intptr_t)(field)}
+static PyGetSetDef mapping_fields[] = {
+    FIELD("capacity", CAPACITY), FIELD("slot_bytes", SLOT_BYTES), FIELD("room", ROOM),
+    FIELD("readers", READERS), FIELD("writers", WRITERS), FIELD("hand", HAND),
+    FIELD("epoch", EPOCH), FIELD("file_bytes", FILE_BYTES), FIELD("head", HEAD),
+    FIELD("tail", TAIL), FIELD("depth", DEPTH), FIELD("closed", CLOSED),
+    FIELD("closed_and_empty", EMPTY_AND_CLOSED), FIELD("commits", COMMITS),
+    FIELD("parked", PARKED), FIELD("slots_at", SLOTS_AT), FIELD("hands_at", HANDS_AT),
+    FIELD("stats_at", STATS_AT), FIELD("cell_bytes", CELL_BYTES), FIELD("repairs", REPAIRS),
+    FIELD("cleared", CLEARED), FIELD("rescues", RESCUES),
+    {"label", mapping_get_label, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyMethodDef mapping_methods[] = {
+    {"bytes_needed", mapping_bytes_needed, METH_VARARGS | METH_STATIC, NULL},
+    {"create", mapping_create, METH_VARARGS | METH_STATIC, NULL},
+    {"attach", mapping_attach, METH_VARARGS | METH_STATIC, NULL},
+    {"detach", mapping_detach, METH_NOARGS, NULL},
+    {"park", mapping_park, METH_O, NULL},
+    {"find", mapping_find, METH_O, NULL},
+    {"snapshot", mapping_snapshot, METH_NOARGS, NULL},
+    {"held_count", mapping_held_count, METH_O, NULL},
+    {"participant", mapping_participant, METH_VARARGS, NULL},
+    {"swap_participant", mapping_swap_participant, METH_VARARGS, NULL},
+    {"set_closed", mapping_set_closed, METH_VARARGS, NULL},
+    {"wait_room", mapping_wait_room, METH_O, NULL},
+    {"wait_commits", mapping_wait_commits, METH_VARARGS, NULL},
+    {"bump_commits", mapping_bump_commits, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL}};
+
+#define WITH_KEYWORDS(f) ((PyCFunction)(void (*)(void))(f))
+static PyMethodDef putter_methods[] = {
+    {"try_put", WITH_KEYWORDS(putter_try_put), METH_FASTCALL | METH_KEYWORDS,
+     "try_put(payload, key, header=b'', round=0) -> sequence, or None when full"},
+    {"put_in_turn", WITH_KEYWORDS(putter_put_in_turn), METH_FASTCALL | METH_KEYWORDS,
+     "try_put for the put that is first in this process's line"},
+    {"put_batch", putter_put_batch, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL}};
+
+static PyMethodDef taker_methods[] = {
+    {"take", WITH_KEYWORDS(taker_take), METH_FASTCALL | METH_KEYWORDS,
+     "take(max_items=64, timeout=None) -> items, oldest first, never []\n\n"
+     "Raises Empty after `timeout` seconds, Closed when closed and drained, HandFull."},
+    {"release", taker_release, METH_O,
+     "release(items): done with them, for good\n\nRaises NotHeld, and then releases none."},
+    {"held", taker_held, METH_NOARGS, "held() -> the items in this hand"},
+    {NULL, NULL, 0, NULL}};
+
+static PyType_Slot mapping_slots[] = {{Py_tp_dealloc, mapping_dealloc},
+                                      {Py_tp_methods, mapping_methods},
+                                      {Py_tp_getset, mapping_fields},
+                                      {0, NULL}};
+static PyType_Slot putter_slots[] = {{Py_tp_new, putter_new},
+                                     {Py_tp_dealloc, putter_dealloc},
+                                     {Py_tp_methods, putter_methods},
+                                     {0, NULL}};
+static PyType_Slot taker_slots[] = {{Py_tp_new, taker_new},
+                                    {Py_tp_dealloc, taker_dealloc},
+                                    {Py_tp_methods, taker_methods},
+                                    {0, NULL}};
+
+static PyType_Spec mapping_spec = {"ringbuf._kernel.Mapping", sizeof(Mapping), 0,
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                                   mapping_slots};
+static PyType_Spec putter_spec = {"ringbuf._kernel.Putter", sizeof(Putter), 0,
+                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, putter_slots};
+static PyType_Spec taker_spec = {"ringbuf._kernel.Taker", sizeof(Taker), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, taker_slots};
+
+static struct PyModuleDef module_def = {PyModuleDef_HEAD_INIT, "_kernel", NULL, -1, NULL,
+                                        NULL, NULL, NULL, NULL};
+
+static int import_errors(void) {
+    struct {
+        const char *name;
+        PyObject **into;
+    } wanted[] = {{"RingError", &RingError}, {"Closed", &Closed},     {"Empty", &Empty},
+                  {"HandFull", &HandFull},   {"Misfit", &Misfit},     {"NotHeld", &NotHeld},
+                  {"TooLarge", &TooLarge}};
+    PyObject *errors = PyImport_ImportModule("ringbuf.errors");
+    for (size_t i = 0; errors && i < sizeof wanted / sizeof *wanted; i++)
+        if (!(*wanted[i].into = PyObject_GetAttrString(errors, wanted[i].name))) return -1;
+    Py_XDECREF(errors);
+    return errors ? 0 : -1;
+}
+
+static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec) {
+    PyTypeObject *type = (PyTypeObject *)PyType_FromSpec(spec);
+    if (type && PyModule_AddType(module, type)) Py_CLEAR(type);
+    return type;
+}
+
+PyMODINIT_FUNC PyInit__kernel(void) {
+    PyObject *module = PyModule_Create(&module_def);
+    if (!module || import_errors()) goto failed;
+    rb_crc_init();
+    if (pthread_atfork(NULL, NULL, on_fork)) {
+        PyErr_SetString(PyExc_ImportError, "pthread_atfork refused");
+        goto failed;
+    }
+    ItemType = PyStructSequence_NewType(&item_desc);
+    if (!ItemType || PyModule_AddObjectRef(module, "Item", (PyObject *)ItemType)) goto failed;
+    if (!(MappingType = add_type(module, &mapping_spec))) goto failed;
+    if (!(PutterType = add_type(module, &putter_spec))) goto failed;
+    if (!(TakerType = add_type(module, &taker_spec))) goto failed;
+    return module;
+failed:
+    Py_XDECREF(module);
+    return NULL;
+}

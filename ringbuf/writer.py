@@ -1,0 +1,121 @@
+"""Putting: at once, blocking, in batches, or on an event loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Self
+
+from ringbuf._kernel import Putter
+from ringbuf.errors import Full
+from ringbuf.parking import TaskTurn, ThreadTurn
+
+if TYPE_CHECKING:
+    from ringbuf.ring import Ring
+
+Payload = bytes | bytearray | memoryview
+
+
+class Writer(Putter):
+    """A process's way into the ring, from ``Ring.writer()``.
+
+    ``try_put(payload, key, header=b"", round=0)`` (in the kernel) returns the sequence, or None
+    when the ring is full or somebody of this process already waits. Every put raises Closed on a
+    closed ring and TooLarge for what no slot can hold. ``key`` has 16 bytes; ``header`` and
+    ``payload`` share ``ring.room`` bytes.
+    """
+
+    def __new__(cls, ring: Ring, _index: int) -> Self:
+        return super().__new__(cls, ring.mapping)
+
+    def __init__(self, ring: Ring, index: int) -> None:
+        self._ring = ring
+        self.index = index
+        self._open = True
+
+    @property
+    def parked(self) -> int:
+        """Pending puts of this process."""
+        return len(self._ring.line)
+
+    def put(
+        self,
+        payload: Payload,
+        key: bytes,
+        header: bytes = b"",
+        round: int = 0,
+        timeout: float | None = None,
+    ) -> int:
+        """Puts, waiting up to ``timeout`` seconds for room, and returns the sequence.
+
+        Not for the thread of an event loop: pending puts of that loop would wait for each other.
+        """
+        sequence = self.try_put(payload, key, header, round)
+        if sequence is not None:
+            return sequence
+        deadline = None if timeout is None else time.monotonic() + timeout
+        turn = ThreadTurn()
+        self._ring.line.join(turn)
+        try:
+            if not turn.wait(_left(deadline)):
+                raise self._full(timeout)
+            while self._ring.mapping.wait_room(_left(deadline)):
+                sequence = self.put_in_turn(payload, key, header, round)
+                if sequence is not None:
+                    return sequence
+            raise self._full(timeout)
+        finally:
+            self._ring.line.leave(turn)
+
+    async def put_async(
+        self, payload: Payload, key: bytes, header: bytes = b"", round: int = 0
+    ) -> int:
+        """put on an event loop: does not suspend when there is room; cancelled, puts nothing."""
+        sequence = self.try_put(payload, key, header, round)
+        if sequence is not None:
+            return sequence
+        line, turn = self._ring.line, TaskTurn()
+        line.join(turn)
+        try:
+            while True:
+                await turn.wait()
+                sequence = self.put_in_turn(payload, key, header, round)
+                if sequence is not None:
+                    return sequence
+                turn.rearm()
+                line.watch(turn)
+        finally:
+            line.leave(turn)
+
+    def put_many(
+        self,
+        payloads: Iterable[bytes],
+        keys: Iterable[bytes],
+        headers: Sequence[bytes] | None = None,
+    ) -> int:
+        """Puts as many as fit now, from the first on; returns how many. One lock for them all."""
+        payload_list, key_list = list(payloads), list(keys)
+        header_list = None if headers is None else list(headers)
+        if len(payload_list) != len(key_list) or len(header_list or key_list) != len(key_list):
+            raise ValueError(f"{len(payload_list)} payloads, {len(key_list)} keys, headers alike")
+        return self.put_batch(payload_list, key_list, header_list)[1]
+
+    def close(self) -> None:
+        """Leaves the ring; what was put stays."""
+        if self._open:
+            self._open = False
+            self._ring.forget("writer", self.index)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _full(self, timeout: float | None) -> Full:
+        capacity = self._ring.capacity
+        return Full(f"no room within {timeout} s: all {capacity} slots are taken (capacity)")
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
