@@ -17,7 +17,7 @@ ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # RASHER_SANITIZE=address,undefined builds a kernel for a run under the sanitizers.
 SANITIZE = os.environ.get("RASHER_SANITIZE", "")
 
-compile_args = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror=implicit", "-fvisibility=hidden"]
+compile_args = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-fvisibility=hidden"]
 link_args = ["-pthread"]
 if SANITIZE:
     compile_args += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"]

@@ -6,19 +6,20 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Self
 
 from ringbuf._kernel import Item, Mapping
 from ringbuf.errors import InUse, Misfit, RingError
-from ringbuf.layout import slots_view
 from ringbuf.parking import Line
 from ringbuf.participants import Participant, boot_id, own_identity
 from ringbuf.reader import Reader
 from ringbuf.writer import Writer
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 CLOSE_PATIENCE_S = 5.0  # how long close waits for a stopped holder of the writers' lock
+DETACH_PATIENCE_S = 1.0  # how long detach waits for calls of other threads, whose waits it ends
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,9 @@ class Ring:
     def slots(self) -> npt.NDArray[Any]:
         """The slots as a structured numpy array, read-only, live (see ``layout.slot_dtype``)."""
         if self._slots is None:
+            # numpy takes a tenth of a second to import and starts threads: only for who looks.
+            from ringbuf.layout import slots_view  # noqa: PLC0415
+
             self._slots = slots_view(self.mapping, self.fd)
         return self._slots
 
@@ -234,17 +238,27 @@ class Ring:
         Path(self.path).unlink(missing_ok=True)
 
     def detach(self) -> None:
-        """Leaves and unmaps; every later call raises, numpy views stay valid. Twice is harmless."""
+        """Leaves and unmaps; every later call raises, numpy views stay valid. Twice is harmless.
+
+        Waits of other threads and pending puts end with RingError.
+        """
         if self.fd < 0:
             return
-        if self._pid == os.getpid():
-            self.line.stop()
+        fd, self.fd, self._slots = self.fd, -1, None
+        try:
+            if self._pid == os.getpid():
+                self._leave()
+        finally:
+            self.mapping.detach()
+            os.close(fd)
+
+    def _leave(self) -> None:
+        # A call that is still inside may fill its hand: then the words stay this process's.
+        if self.mapping.leave(DETACH_PATIENCE_S):
             for entry in self._entries:
                 self.mapping.swap_participant(entry, own_identity(), 0)
-            self._entries.clear()
-        self.mapping.detach()
-        os.close(self.fd)
-        self.fd = -1
+        self._entries.clear()
+        self.line.stop()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,198 @@
+"""Taking an order in: the one path from a request body to an answer.
+
+`Acceptor.accept` is synchronous and never suspends: it gives the final answer, or a `Pending` when
+the order has to wait (full ring) or has to be compared with an earlier one of the same id.
+`Acceptor.finish` does the rest. Both are independent of Starlette and of tasks, so that they can
+be called from inside a parser's callback.
+
+    body -> decode -> own id? --no--> try_put --room--> 202
+                        |                |full
+                       yes               v
+                        |             finish: put_async, first come first served -> 202 | 503
+                        v
+               finish: ring, hands, database: an earlier one? -> 202 replayed | 422 | put_async
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from msgspec import Struct
+
+from ingest.answers import CLOSE, JSON, Answer, invalid, problem, unavailable
+from ingest.drain import DrainMeter
+from ingest.ids import OrderIds
+from ingest.turns import Turns
+from processors.schema import (
+    Invalid,
+    Malformed,
+    RecordHeader,
+    body_hash,
+    decode_order,
+    encode_header,
+    encode_order,
+    format_uuid,
+    load_header,
+)
+from ringbuf import Closed, Found, Ring, Writer
+
+DRAINING_RETRY_AFTER_S = 1
+# Longer than the database's lock is waited for.
+COMPARE_S_MAX = 10.0
+REPLAYED = ((b"idempotency-replayed", b"true"),)
+
+
+class Pending(Struct, frozen=True):
+    """A good order that has no answer yet. `own_id`: the client chose its id."""
+
+    key: bytes
+    payload: bytes
+    header: bytes
+    digest: bytes
+    own_id: bool
+
+
+class Earlier(Struct, frozen=True):
+    """What is known of an order that came before under the same id."""
+
+    digest: bytes
+    status: str
+    position: int = 0
+
+
+class Acceptor:
+    """Takes orders in for one front.
+
+    `find_stored` asks the database for an order of that id, off the event loop; it raises
+    Refused when the database can't be asked.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        writer: Writer,
+        find_stored: Callable[[bytes], Awaitable[Earlier | None]],
+        full_timeout_s: float,
+        new_id: Callable[[], bytes] | None = None,
+    ) -> None:
+        self._ring = ring
+        self._writer = writer
+        self._find_stored = find_stored
+        self._full_timeout_s = full_timeout_s
+        self._new_id = new_id or OrderIds()
+        self._turns = Turns()
+        self.meter = DrainMeter(lambda: ring.head)
+
+    @property
+    def closing(self) -> bool:
+        """Nothing more is taken in."""
+        return self._ring.closed
+
+    @property
+    def parked(self) -> int:
+        """Orders that wait for room in the ring."""
+        return self._writer.parked
+
+    def accept(self, body: bytes) -> Answer | Pending:
+        """The answer to a posted order, or what `finish` needs to find it; never suspends."""
+        try:
+            pending = self._read(body)
+        except Malformed as error:
+            return problem(400, str(error))
+        except Invalid as error:
+            return invalid(error.errors)
+        size = len(pending.payload) + len(pending.header)
+        if size > self._ring.room:
+            return self._too_large(size)
+        if pending.own_id:
+            return pending
+        try:
+            sequence = self._writer.try_put(pending.payload, pending.key, pending.header)
+        except Closed:
+            return draining()
+        return pending if sequence is None else self._accepted(pending.key, sequence)
+
+    async def finish(self, pending: Pending) -> Answer:
+        """The answer to a pending order: it waits for room for the full timeout at most, and at
+        most COMPARE_S_MAX more for what an own id is compared with.
+
+        Cancelled, it leaves nothing: the order is not in the ring and never will be.
+        """
+        self.meter.note()
+        try:
+            if not pending.own_id:
+                return await self._put(pending)
+            async with asyncio.timeout(self._full_timeout_s + COMPARE_S_MAX):
+                async with self._turns.of(pending.key):
+                    return await self._put_once(pending)
+        except TimeoutError:
+            return self._too_late()
+        except Closed:
+            return draining()
+
+    def _read(self, body: bytes) -> Pending:
+        order_id, order = decode_order(body)
+        payload = encode_order(order)
+        digest = body_hash(payload)
+        header = encode_header(RecordHeader(digest))
+        key = self._new_id() if order_id is None else order_id
+        return Pending(key, payload, header, digest, own_id=order_id is not None)
+
+    async def _put(self, pending: Pending) -> Answer:
+        async with asyncio.timeout(self._full_timeout_s):
+            sequence = await self._writer.put_async(pending.payload, pending.key, pending.header)
+        return self._accepted(pending.key, sequence)
+
+    async def _put_once(self, pending: Pending) -> Answer:
+        # An item only moves forwards (ring, hand, database), so looking in that order finds it.
+        found = self._ring.find(pending.key)
+        earlier = await self._find_stored(pending.key) if found is None else in_flight(found)
+        if earlier is None:
+            return await self._put(pending)
+        if earlier.digest != pending.digest:
+            order_id = format_uuid(pending.key)
+            return problem(422, f"order_id {order_id} was posted before with another body")
+        return _queued(pending.key, earlier.status, earlier.position, replayed=True)
+
+    def _accepted(self, key: bytes, sequence: int) -> Answer:
+        return _queued(key, "queued", max(0, sequence - self._ring.head))
+
+    def _too_large(self, size: int) -> Answer:
+        return problem(
+            413,
+            f"the order takes {size} bytes in the ring, the limit is {self._ring.room}"
+            f" (--slot-bytes {self._ring.slot_bytes})",
+        )
+
+    def _too_late(self) -> Answer:
+        taken = f"{self._ring.depth} of {self._ring.capacity} slots (--capacity) are taken"
+        return unavailable(
+            f"not taken in within {self._full_timeout_s:g} s (--full-timeout): {taken},"
+            f" {self.parked} orders wait",
+            self.meter.retry_after_s(self.parked + 1),
+        )
+
+
+def in_flight(found: Found) -> Earlier:
+    """What a slot or a hand says of an order."""
+    try:
+        digest = load_header(found.item.header).body_hash
+    except msgspec.DecodeError:
+        digest = b""
+    if found.place == "ring":
+        return Earlier(digest, "queued", found.position or 0)
+    return Earlier(digest, "processing")
+
+
+def draining() -> Answer:
+    """503 for good, from this process: it is about to end."""
+    return unavailable("shutting down, nothing more is taken in", DRAINING_RETRY_AFTER_S, CLOSE)
+
+
+def _queued(key: bytes, status: str, position: int, *, replayed: bool = False) -> Answer:
+    order_id = format_uuid(key)
+    location = (b"location", f"/orders/{order_id}".encode())
+    body = f'{{"order_id":"{order_id}","status":"{status}","position":{position}}}'
+    return Answer(202, (*JSON, location, *(REPLAYED if replayed else ())), body.encode())

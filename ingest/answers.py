@@ -1,0 +1,82 @@
+"""Answers: status, headers and body as bytes, made before anything is sent.
+
+Every error is a problem (RFC 9457, `application/problem+json`), whoever finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from processors.refusal import FieldError
+
+Headers: TypeAlias = "tuple[tuple[bytes, bytes], ...]"
+
+JSON: Headers = ((b"content-type", b"application/json"),)
+PROBLEM: Headers = ((b"content-type", b"application/problem+json"),)
+CLOSE: Headers = ((b"connection", b"close"),)
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Answer(Struct, frozen=True):
+    """One HTTP answer; `headers` without content-length.
+
+    `unread_body`: the client may still be sending; see `deliver.deliver`.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes
+    unread_body: bool = False
+
+
+class Refused(Exception):
+    """Ends the handling of a request with an answer."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+class Problem(Struct, omit_defaults=True):
+    """The body of an error. Its type is about:blank, so `title` is the status's own phrase."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] = []
+
+
+def json_answer(status: int, content: Any, headers: Headers = ()) -> Answer:
+    """An answer with a JSON body."""
+    return Answer(status, JSON + headers, _encode(content))
+
+
+def problem(
+    status: int, detail: str, headers: Headers = (), errors: list[FieldError] | None = None
+) -> Answer:
+    """An error answer; `detail` says the value, the limit and the flag where there are such."""
+    content = Problem("about:blank", HTTPStatus(status).phrase, status, detail, errors or [])
+    return Answer(status, PROBLEM + headers, _encode(content))
+
+
+def invalid(errors: list[FieldError]) -> Answer:
+    """422 with every field error."""
+    count = "1 field is" if len(errors) == 1 else f"{len(errors)} fields are"
+    return problem(422, f"{count} not valid", errors=errors)
+
+
+def unavailable(detail: str, retry_after_s: int, headers: Headers = ()) -> Answer:
+    """503: nothing was taken in and nothing will be; try again after that many seconds."""
+    return problem(503, detail, ((b"retry-after", b"%d" % retry_after_s), *headers))
+
+
+def header_pairs(headers: Mapping[str, str] | None) -> Headers:
+    """Text headers as bytes."""
+    return tuple((name.encode(), value.encode()) for name, value in (headers or {}).items())

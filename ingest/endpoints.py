@@ -1,0 +1,71 @@
+"""From a route to an answer: methods, and the errors that every handler may raise."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ingest.answers import Answer, Refused, header_pairs, invalid, problem
+from ingest.exchange import HungUp, Receive, Scope, Send, deliver
+from processors.schema import Invalid, Malformed
+
+Handler: TypeAlias = "Callable[[Scope, Receive], Awaitable[Answer]]"
+Application: TypeAlias = "Callable[[Scope, Receive, Send], Awaitable[None]]"
+
+
+class Methods:
+    """One path's applications by method; `allowed` are the methods for the route."""
+
+    def __init__(self, **applications: Application) -> None:
+        self._applications = applications
+        self.allowed = list(applications)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        await self._applications[method](scope, receive, send)
+
+
+def answering(handler: Handler) -> Application:
+    """A handler as an ASGI application; what it raises becomes a problem."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            answer = await handler(scope, receive)
+        except Refused as refused:
+            answer = refused.answer
+        except Malformed as error:
+            answer = problem(400, str(error))
+        except Invalid as error:
+            answer = invalid(error.errors)
+        except HungUp:
+            return
+        await deliver(answer, receive, send)
+
+    return application
+
+
+async def http_problem(request: Request, error: Exception) -> Response:
+    """What Starlette's router refuses by itself (404, 405)."""
+    assert isinstance(error, HTTPException)
+    details = {
+        404: f"there is nothing at {request.url.path[:200]}",
+        405: f"{request.method} is not for {request.url.path[:200]}",
+    }
+    detail = details.get(error.status_code, error.detail)
+    return as_response(problem(error.status_code, detail, header_pairs(error.headers)))
+
+
+async def server_problem(_request: Request, _error: Exception) -> Response:
+    """A mistake of ours; uvicorn logs the traceback."""
+    return as_response(problem(500, "a mistake of the server, it is in its log"))
+
+
+def as_response(answer: Answer) -> Response:
+    """An answer for Starlette to send."""
+    response = Response(answer.body, answer.status)
+    response.raw_headers = [*response.raw_headers, *answer.headers]
+    return response

@@ -1,0 +1,217 @@
+"""The front's process: connections in, the application behind them.
+
+uvicorn's server with its own ways in and out: connections are accepted one by one while there is
+room under --max-connections (the others wait in the listen backlog), and TERM means drain.
+
+    accepting --TERM--> draining (no new connection, idle ones closed, requests finish) --> exit 0
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from typing import Any
+
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
+
+from ingest.app import make_app
+from ingest.database import Database
+from ingest.protocol import FrontProtocol
+from processors.child import Child, enter
+from processors.store import Store
+
+DATE_REFRESH_S = 1.0
+# How long accepting pauses when the machine or the process has no descriptor or memory left.
+ACCEPT_PAUSE_S = 0.1
+# How long requests without a client may take to notice it: one wait for the database's lock.
+LAST_WORDS_S = 10.0
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+logger = logging.getLogger(__name__)
+
+
+class FrontState(ServerState):
+    """uvicorn's shared state, and an event for every connection that ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.freed = asyncio.Event()
+
+
+class FrontServer(uvicorn.Server):
+    """Serves connections of one listening socket (which it closes) until `drain` is called."""
+
+    def __init__(
+        self, app: Any, listener: socket.socket, connections_max: int, drain_timeout_s: float
+    ) -> None:
+        super().__init__(_config(app))
+        self.config.load()
+        self.server_state: FrontState = FrontState()
+        self._listener = listener
+        self._connections_max = connections_max
+        self._drain_timeout_s = drain_timeout_s
+        self._drain = asyncio.Event()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def drain(self) -> None:
+        """Begin to end; `run_until_drained` returns when the last answer is sent."""
+        self._drain.set()
+
+    async def run_until_drained(self, ready: Callable[[], None]) -> None:
+        """Serve; `ready` is called once connections are accepted."""
+        self._listener.setblocking(False)
+        self._refresh_date()
+        accepting = asyncio.create_task(self._accept_connections())
+        asyncio.get_running_loop().call_soon(ready)
+        ends = asyncio.create_task(self._drain.wait())
+        await asyncio.wait({accepting, ends}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (accepting, ends):
+            task.cancel()
+        results = await asyncio.gather(accepting, ends, return_exceptions=True)
+        self._listener.close()
+        await self._finish_requests()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _accept_connections(self) -> None:
+        state = self.server_state
+        while True:
+            while len(state.connections) + len(self._connecting) >= self._connections_max:
+                state.freed.clear()
+                await state.freed.wait()
+            await self._somebody_waits()
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                continue  # another front was faster
+            except OSError as error:
+                await _survive(error)
+                continue
+            connection.setblocking(False)
+            connecting = asyncio.create_task(self._connect(connection))
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connected)
+
+    async def _somebody_waits(self) -> None:
+        # Not sock_accept: cancelled at the wrong moment it would lose an accepted connection.
+        loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        loop.add_reader(self._listener, _resolve, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(self._listener)
+
+    async def _connect(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(self._make_protocol, connection)
+        except OSError as error:
+            logger.debug("a connection ended before it began: %s", error)
+            connection.close()
+
+    def _connected(self, connecting: asyncio.Task[None]) -> None:
+        self._connecting.discard(connecting)
+        self.server_state.freed.set()
+
+    def _make_protocol(self) -> FrontProtocol:
+        return FrontProtocol(config=self.config, server_state=self.server_state, app_state={})
+
+    def _refresh_date(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        loop.call_later(DATE_REFRESH_S, self._refresh_date)
+
+    async def _finish_requests(self) -> None:
+        state = self.server_state
+        await asyncio.gather(*self._connecting)
+        for connection in list(state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(self._drain_timeout_s):
+                while state.connections:
+                    state.freed.clear()
+                    await state.freed.wait()
+        except TimeoutError:
+            logger.warning(
+                "%d requests unfinished after %g s (--graceful-timeout)",
+                len(state.connections),
+                self._drain_timeout_s,
+            )
+        for connection in list(state.connections):
+            connection.transport.abort()
+        if state.tasks:
+            await asyncio.wait(set(state.tasks), timeout=LAST_WORDS_S)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _survive(error: OSError) -> None:
+    """Go on after a failed accept; a connection that was reset in the backlog is nothing."""
+    if error.errno in EXHAUSTED:
+        logger.warning("no connection accepted for %g s: %s", ACCEPT_PAUSE_S, error)
+        await asyncio.sleep(ACCEPT_PAUSE_S)
+    elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
+        raise error
+
+
+def _config(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=FrontProtocol,
+        ws="none",
+        loop="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level="error",  # what clients do wrong is no event of ours
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+    )
+
+
+async def serve(child: Child) -> None:
+    """The life of a front."""
+    settings, listen_fd = child.launch.settings, child.launch.listen_fd
+    assert listen_fd is not None
+    loop = asyncio.get_running_loop()
+    child.watch_parent(loop)
+    store = Store.open(settings.database)
+    database = Database(store)
+    with child.ring.writer() as writer:
+        server = FrontServer(
+            make_app(settings, child.ring, writer, database),
+            socket.socket(fileno=listen_fd),
+            settings.http.max_connections,
+            settings.graceful_timeout_s,
+        )
+        loop.add_signal_handler(signal.SIGTERM, server.drain)
+        await server.run_until_drained(child.ready)
+    await database.close()
+    store.close()
+
+
+def main(argv: Sequence[str]) -> int:
+    """The process; 0 after a drain."""
+    child = enter(argv)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(child))
+    child.ring.detach()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

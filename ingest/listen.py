@@ -1,0 +1,58 @@
+"""The listening socket: bound once by the supervisor, shared by every front that ever runs."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import select
+import socket
+import time
+
+from processors.datadir import CannotStart
+from processors.settings import HttpSettings
+
+# More than any kernel's somaxconn: the kernel cuts it to its own.
+BACKLOG = 65535
+# Fronts of a killed run close theirs within milliseconds; whoever else has the port keeps it.
+BIND_PATIENCE_S = 1.0
+BIND_EVERY_S = 0.05
+
+
+def listen(http: HttpSettings) -> socket.socket:
+    """Raises CannotStart with the address, its flags and the reason."""
+    where = f"--host {http.host} --port {http.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise CannotStart(f"{where}: {error.strerror}") from error
+    if not ipaddress.ip_address(address[0]).is_loopback:
+        raise CannotStart(f"{where}: {http.host} is {address[0]} here, no loopback address")
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bind(listener, address)
+    except OSError as error:
+        listener.close()
+        raise CannotStart(f"{where}: can't listen on {url(address)}: {error.strerror}") from error
+    return listener
+
+
+def bind(listener: socket.socket, address: tuple[object, ...]) -> None:
+    deadline = time.monotonic() + BIND_PATIENCE_S
+    while True:
+        try:
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+        select.select([], [], [], BIND_EVERY_S)
+
+
+def url(address: tuple[object, ...]) -> str:
+    """-> http://127.0.0.1:8000 for a socket's address."""
+    host, port = address[:2]
+    return f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}"

@@ -1,0 +1,101 @@
+"""`POST /orders` and `GET /orders/{id}`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from ingest.accept import Acceptor, Pending
+from ingest.answers import Answer, Refused, json_answer, problem
+from ingest.database import Database
+from ingest.exchange import HungUp, Receive, Scope, Send, deliver, header, read_json_body
+from ingest.hangup import unless_hung_up
+from processors.orders import find_order
+from processors.quantity import format_quantity
+from processors.schema import Order, format_instant, format_uuid, load_order, parse_uuid
+from ringbuf import Found, Ring
+
+
+class PostOrder:
+    """The ASGI application of `POST /orders`."""
+
+    def __init__(self, acceptor: Acceptor, body_bytes_max: int) -> None:
+        self._acceptor = acceptor
+        self._body_bytes_max = body_bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_json_body(scope, receive, self._body_bytes_max)
+            answer = self._acceptor.accept(body)
+            if isinstance(answer, Pending):
+                answer = await unless_hung_up(scope, self._acceptor.finish(answer))
+        except Refused as refused:
+            answer = refused.answer
+        except HungUp:
+            return
+        await deliver(answer, receive, send)
+
+
+class GetOrder:
+    """`GET /orders/{id}`: the ring first, then the hands, then the database, with the flow."""
+
+    def __init__(self, ring: Ring, database: Database) -> None:
+        self._ring = ring
+        self._database = database
+
+    async def __call__(self, scope: Scope, _receive: Receive) -> Answer:
+        text: str = scope["path_params"]["order_id"]
+        key = parse_uuid(text)
+        if key is None:
+            return unknown(text)
+        found = self._ring.find(key)
+        if found is not None:
+            return _tagged(scope, _in_flight(key, found))
+        view = await self._database.ask(find_order, key)
+        if view is None:
+            return unknown(format_uuid(key))
+        return _tagged(scope, view.to_json_dict())
+
+
+def unknown(order_id: str) -> Answer:
+    """404."""
+    return problem(404, f"no order {order_id[:100]}")
+
+
+def _in_flight(key: bytes, found: Found) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "order_id": format_uuid(key),
+        "status": "queued" if found.place == "ring" else "processing",
+    }
+    if found.position is not None:
+        content["position"] = found.position
+    # Damaged in memory, all that is known is that it is here.
+    with suppress(msgspec.DecodeError):
+        content |= _of_order(load_order(found.item.payload))
+    accepted = format_instant(found.item.accepted_ns // 1000)
+    return content | {"allocations": [], "reason": None, "timings": {"accepted": accepted}}
+
+
+def _of_order(order: Order) -> dict[str, Any]:
+    lines = [
+        {"sku": line.sku, "quantity": format_quantity(line.thousandths)} for line in order.lines
+    ]
+    return {
+        "customer": order.customer,
+        "reference": order.reference,
+        "metadata": order.metadata,
+        "lines": lines,
+    }
+
+
+def _tagged(scope: Scope, content: dict[str, Any]) -> Answer:
+    """The order with an ETag; 304 when the client has that very version."""
+    answer = json_answer(200, content)
+    tag = b'"%s"' % blake2b(answer.body, digest_size=12).hexdigest().encode()
+    known = header(scope, b"if-none-match") or b""
+    if tag in (part.strip().removeprefix(b"W/") for part in known.split(b",")):
+        return Answer(304, ((b"etag", tag),), b"")
+    return Answer(200, (*answer.headers, (b"etag", tag)), answer.body)

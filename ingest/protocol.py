@@ -1,0 +1,204 @@
+"""uvicorn's HTTP/1.1 protocol with what it leaves open: limits, problem answers, hang-ups.
+
+A connection reads one head at a time. What llhttp has not yet handed out of a head is bounded by
+one read of the socket beyond HEAD_BYTES_MAX.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from ingest import exchange
+from ingest.answers import CLOSE, Answer, problem
+from ingest.exchange import too_slow
+from ingest.hangup import CONNECTION
+
+HEAD_BYTES_MAX = 32 * 1024
+HEADERS_MAX = 100
+HEAD_S_MAX = 10.0
+PIPELINE_MAX = 16
+
+
+class HeadTooLarge(Exception):
+    """Ends the parsing; answered with 431."""
+
+
+class PipelineTooLong(Exception):
+    """Ends the parsing; what came before is answered."""
+
+
+class FrontProtocol(HttpToolsProtocol):
+    """One connection. `server_state` is a `front.FrontState`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = False
+        self._head_bytes = 0
+        self._seen_bytes = 0
+        self._in_body = False
+        self._lingering = False
+        self._dropped_bytes = 0
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._hangup: Callable[[], object] | None = None
+        self._refusal: Answer | None = None
+
+    def on_hangup(self, callback: Callable[[], object] | None) -> None:
+        """Call this when the client goes away; None takes it back. One at a time."""
+        self._hangup = callback
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_S_MAX, self._head_too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        self._stop_rest_timer()
+        super().connection_lost(exc)
+        if self._hangup is not None:
+            self._hangup()
+        self.server_state.freed.set()  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._lingering:
+            self._drop(len(data))
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX:
+                self._refuse(head_too_large())
+                return
+        super().data_received(data)
+        if self._in_head and self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_S_MAX, self._head_too_slow)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+        self._seen_bytes = 0
+        self.scope["extensions"] = {CONNECTION: {"on_hangup": self.on_hangup}}
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+        if len(self.headers) > HEADERS_MAX:
+            self._refusal = head_too_large()
+            raise HeadTooLarge
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._in_body = True
+        self._stop_head_timer()
+        if len(self.pipeline) >= PIPELINE_MAX:
+            raise PipelineTooLong
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # We speak nothing else, and the parser would not read on.
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self._rest_timer is not None:
+            self._drop(len(body))
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._stop_rest_timer()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and self.cycle.response_complete and not self.transport.is_closing():
+            # Answered before it was read: the rest may still come, but not for ever.
+            self._dropped_bytes = 0
+            self._rest_timer = self.loop.call_later(exchange.DROPPING_S_MAX, self.transport.close)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Called by uvicorn for what its parser refuses, and for what our callbacks raised."""
+        refusal = self._refusal or problem(400, "the request is not HTTP/1.1", CLOSE)
+        self._refuse(refusal)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """A client may ask; it is no event of the log."""
+
+    def _count(self, count: int) -> None:
+        self._seen_bytes += count
+        if self._seen_bytes > HEAD_BYTES_MAX:
+            self._refusal = head_too_large()
+            raise HeadTooLarge
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_rest_timer(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+
+    def _head_too_slow(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._refuse(too_slow("head", HEAD_S_MAX))
+        else:
+            self.transport.close()
+
+    def _refuse(self, answer: Answer) -> None:
+        """Answer outside of any request, and close.
+
+        While an earlier request on this connection is unanswered, this answer would pass for its
+        own; then the connection closes after the earlier ones, or at once when one of them can no
+        longer be read whole.
+        """
+        unanswered = [cycle for cycle, _ in self.pipeline]
+        if self.cycle is not None and not self.cycle.response_complete:
+            unanswered.append(self.cycle)
+        if not unanswered:
+            self.transport.write(self._plain(answer))
+            self._linger()
+            return
+        newest = unanswered[0]
+        newest.keep_alive = False
+        self.flow.pause_reading()
+        if newest.more_body:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Read and drop for a while, so that a client still sending sees the answer."""
+        self.transport.write_eof()
+        self._lingering = True
+        self._dropped_bytes = 0
+        self._stop_head_timer()
+        self._head_timer = self.loop.call_later(exchange.DROPPING_S_MAX, self.transport.close)
+
+    def _drop(self, count: int) -> None:
+        self._dropped_bytes += count
+        if self._dropped_bytes > exchange.DROPPED_BYTES_MAX:
+            self.transport.close()
+
+    def _plain(self, answer: Answer) -> bytes:
+        headers = [*self.server_state.default_headers, *answer.headers]
+        headers.append((b"content-length", b"%d" % len(answer.body)))
+        lines = [STATUS_LINE[answer.status]]
+        lines += [name + b": " + value + b"\r\n" for name, value in headers]
+        return b"".join([*lines, b"\r\n", answer.body])
+
+
+def head_too_large() -> Answer:
+    """431."""
+    detail = f"the head of a request has at most {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} fields"
+    return problem(431, detail, CLOSE)

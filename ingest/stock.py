@@ -1,0 +1,110 @@
+"""Lots, adjustments and inventory."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from ingest.answers import Answer, Headers, Refused, json_answer, problem
+from ingest.database import Database
+from ingest.exchange import Receive, Scope, read_json_body
+from processors.inventory import (
+    add_lot,
+    adjust_lot,
+    list_inventory,
+    list_lots,
+    sku_inventory,
+)
+from processors.paging import LIMIT_MAX, CursorError, Page
+from processors.schema import decode_adjustment, decode_lot
+
+LIMIT = 100
+
+
+class Stock:
+    """The calls about stock; every one asks the database."""
+
+    def __init__(self, database: Database, body_bytes_max: int) -> None:
+        self._database = database
+        self._body_bytes_max = body_bytes_max
+
+    async def post_lot(self, scope: Scope, receive: Receive) -> Answer:
+        """`POST /lots`: 201, 200 for the same again, 409 for another body."""
+        lot = decode_lot(await read_json_body(scope, receive, self._body_bytes_max))
+        result = await self._database.ask(add_lot, lot)
+        if result.outcome == "conflict":
+            return problem(409, f"lot {result.lot_id} is there already, with another body")
+        status = 201 if result.outcome == "created" else 200
+        return json_answer(status, result.view, location(f"/lots/{result.lot_id}"))
+
+    async def post_adjustment(self, scope: Scope, receive: Receive) -> Answer:
+        """`POST /lots/{id}/adjustments`: 201, 404, or 409 when it would go below zero."""
+        lot_id: str = scope["path_params"]["lot_id"]
+        adjustment = decode_adjustment(await read_json_body(scope, receive, self._body_bytes_max))
+        result = await self._database.ask(adjust_lot, lot_id, adjustment)
+        if result.outcome == "unknown_lot":
+            return problem(404, f"no lot {lot_id[:100]}")
+        content = result.to_json_dict()
+        if result.outcome == "below_zero":
+            available = content["available"]
+            return problem(409, f"lot {lot_id} has {available}: it would go below zero")
+        return json_answer(201, content)
+
+    async def get_lots(self, scope: Scope, _receive: Receive) -> Answer:
+        """`GET /lots?sku=&limit=&cursor=`."""
+        query = read_query(scope, "sku", "limit", "cursor")
+        page = await self._page(list_lots, query, sku=query.get("sku"))
+        return as_page(scope, query, page)
+
+    async def get_inventory(self, scope: Scope, _receive: Receive) -> Answer:
+        """`GET /inventory?limit=&cursor=`."""
+        query = read_query(scope, "limit", "cursor")
+        return as_page(scope, query, await self._page(list_inventory, query))
+
+    async def get_sku(self, scope: Scope, _receive: Receive) -> Answer:
+        """`GET /inventory/{sku}`."""
+        sku: str = scope["path_params"]["sku"]
+        view = await self._database.ask(sku_inventory, sku)
+        return (
+            problem(404, f"no lot of {sku[:100]} ever") if view is None else json_answer(200, view)
+        )
+
+    async def _page(self, function: Any, query: dict[str, str], **more: Any) -> Page[Any]:
+        limit, cursor = read_limit(query), query.get("cursor")
+        try:
+            page: Page[Any] = await self._database.ask(function, limit=limit, cursor=cursor, **more)
+        except CursorError:
+            raise Refused(problem(422, "cursor is not one that this server gave out")) from None
+        return page
+
+
+def read_query(scope: Scope, *names: str) -> dict[str, str]:
+    """The query's parameters; Refused with 422 for one that is not among `names`."""
+    query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    unknown = [name for name in query if name not in names]
+    if unknown:
+        known = ", ".join(names)
+        raise Refused(problem(422, f"unknown parameter {unknown[0][:100]}, there are: {known}"))
+    return query
+
+
+def read_limit(query: dict[str, str]) -> int:
+    """The page size; Refused with 422 when out of range."""
+    text = query.get("limit", str(LIMIT))
+    if text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= LIMIT_MAX:
+        return int(text)
+    raise Refused(problem(422, f"limit must be from 1 to {LIMIT_MAX}, is {text[:100]}"))
+
+
+def as_page(scope: Scope, query: dict[str, str], page: Page[Any]) -> Answer:
+    """The items, with a Link to the next page when there is one."""
+    link: Headers = ()
+    if page.next_cursor is not None:
+        target = f"{scope['path']}?{urlencode({**query, 'cursor': page.next_cursor})}"
+        link = ((b"link", f'<{target}>; rel="next"'.encode()),)
+    return json_answer(200, {"items": page.items, "next_cursor": page.next_cursor}, link)
+
+
+def location(path: str) -> Headers:
+    """A Location header."""
+    return ((b"location", path.encode()),)

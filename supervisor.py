@@ -1,0 +1,316 @@
+"""Rasher: starts the process tree, watches it, and does what the policy says.
+
+`processors/policy.py` holds the state machine, as prose, table and a pure function; `Tree` feeds it
+what the processes, the signals and the clock say, and does what it answers. The start, in order,
+each step's failure being an exit code of its own (2 settings, 3 can't start):
+
+    settings, data dir held, database file looked at, ring attached or made (whoever of a killed run
+    still lives is ended here, before any hand, the database or the port is given out), database
+    migrated, port bound, children started
+
+The verbs live with their packages; this file only dispatches them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+from setproctitle import setproctitle
+
+from ingest.listen import listen, url
+from processors.datadir import (
+    CannotStart,
+    count_orders,
+    hold_data_dir,
+    is_in_place,
+    open_ring,
+    remove_ring,
+)
+from processors.logs import set_up_logging
+from processors.parent import (
+    Command,
+    Heard,
+    HeardEnd,
+    HeardReady,
+    HeardSignal,
+    Key,
+    Processes,
+    module_command,
+)
+from processors.policy import (
+    MIGRATE_EVERY_S,
+    Action,
+    Announce,
+    Asked,
+    CloseFailed,
+    CloseRing,
+    Ended,
+    Event,
+    Left,
+    Migrate,
+    Migrated,
+    Ready,
+    RingLost,
+    Say,
+    Send,
+    Start,
+    Tick,
+    Unreachable,
+    begin,
+    decide,
+)
+from processors.premises import check_database_file, check_processor, raise_file_limit
+from processors.settings import (
+    HELP_FLAGS,
+    Settings,
+    SettingsError,
+    load_settings,
+    split_flags,
+    unknown_flag,
+    usage,
+)
+from ringbuf import Ring, RingError
+
+EXIT_USAGE, EXIT_CANNOT_START, EXIT_DOUBT = 2, 3, 4
+# The longest sleep: how late a lost ring file is noticed, and all that an idle tree wakes for.
+TICK_S = 1.0
+
+Verb = Callable[[Settings, list[str]], int]
+
+log = logging.getLogger("supervisor")
+
+
+class Tree:
+    """Feeds the policy and does what it says, until it says finish."""
+
+    def __init__(
+        self, settings: Settings, ring: Ring, processes: Processes, has_schema: bool
+    ) -> None:
+        self.settings = settings
+        self.ring = ring
+        self.processes = processes
+        self.state = begin(settings, time.monotonic(), has_schema)
+        self.looked = time.monotonic()
+
+    def run(self) -> int:
+        """-> the exit code."""
+        while not self.ended():
+            for heard in self.processes.wait(self.patience()):
+                self.feed(self.event(heard))
+            self.look_at_file()
+            self.feed(Tick(**self.seen()))
+        return self.finish()
+
+    def ended(self) -> bool:
+        return self.state.phase == "ended"
+
+    def seen(self) -> dict[str, Any]:
+        left = self.left() if self.state.phase == "draining" else Left()
+        return {"now": time.monotonic(), "left": left}
+
+    def left(self) -> Left:
+        held = self.ring.held_count
+        hands = tuple(index for index in range(self.ring.readers) if held(index))
+        return Left(self.ring.depth, hands)
+
+    def look_at_file(self) -> None:
+        now = time.monotonic()
+        if now - self.looked >= TICK_S and not self.state.lost:
+            self.looked = now
+            if not is_in_place(self.ring):
+                self.feed(RingLost(**self.seen()))
+
+    def patience(self) -> float:
+        """Seconds until the clock itself has something to say."""
+        kids = self.state.kids.values()
+        due = [kid.since for kid in kids if kid.phase == "down" and self.state.migrated]
+        due += [self.state.deadline] if self.state.deadline is not None else []
+        return max(0.0, min([TICK_S, *(moment - time.monotonic() for moment in due)]))
+
+    def event(self, heard: Heard) -> Event:
+        match heard:
+            case HeardReady():
+                return Ready(**self.seen(), key=heard.key)
+            case HeardSignal():
+                return Asked(**self.seen(), number=heard.number)
+            case HeardEnd():
+                how = f"pid {heard.pid} {ending(heard.returncode)}"
+                return Ended(**self.seen(), key=heard.key, how=how, clean=not heard.returncode)
+
+    def feed(self, event: Event) -> None:
+        self.state, actions = decide(self.state, event)
+        for action in actions:
+            self.do(action)
+
+    def do(self, action: Action) -> None:
+        match action:
+            case Start():
+                self.start(action.key)
+            case Send():
+                self.processes.signal(action.key, action.number)
+            case CloseRing():
+                self.close_ring()
+            case Migrate():
+                done = migrated(self.settings)
+                self.feed((Migrated if done else Unreachable)(**self.seen()))
+            case Announce():
+                self.announce()
+            case Say():
+                log.log(action.level, "%s", action.text)
+
+    def start(self, key: Key) -> None:
+        adopt: list[int] = []
+        if key == ("worker", 0):
+            # Hands that no worker of these settings owns; more workers once took part.
+            adopt = [index for index in self.left().hands if index >= self.state.workers]
+        try:
+            self.processes.start(key, adopt)
+        except OSError as error:
+            how = f"could not be started ({error})"
+            self.feed(Ended(**self.seen(), key=key, how=how, clean=False))
+
+    def close_ring(self) -> None:
+        try:
+            self.ring.close()
+        except RingError as error:
+            log.warning("the ring can't be closed yet: %s", error)
+            self.feed(CloseFailed(**self.seen()))
+
+    def announce(self) -> None:
+        settings, address = self.settings, url(self.processes.listener.getsockname())
+        log.info(
+            "ready on %s: fronts %d, workers %d, capacity %d, durability %s, data in %s; "
+            "try: curl -i %s/readyz",
+            address, settings.http.fronts, settings.work.workers, settings.ring.capacity,
+            settings.durability, settings.data_dir, address,
+        )  # fmt: skip
+
+    def finish(self) -> int:
+        count, path = count_orders(self.ring), self.ring.path
+        if self.state.lost:
+            log.error("stopped because %s is gone; orders lost with it: %d", path, count)
+            return EXIT_DOUBT
+        if count:
+            data_dir = self.settings.data_dir
+            log.warning("stopped; %d orders remain in %s for the next start on %s: it must be "
+                        "before the machine restarts", count, path, data_dir)  # fmt: skip
+        else:
+            remove_ring(self.settings, self.ring)
+            log.info("stopped, no order is left in the ring")
+        return 0
+
+
+def ending(returncode: int) -> str:
+    """subprocess's returncode in words."""
+    if returncode >= 0:
+        return f"ended with exit code {returncode}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(-returncode).name}"
+    return f"was ended by signal {-returncode}"
+
+
+def migrated(settings: Settings) -> bool:
+    """Brings the database to this version's schema; False: it can't be reached now."""
+    # Takes as long to import as all the rest: a refused start or --help has no use for it.
+    from processors.store import StoreError, StoreUnavailable, migrate  # noqa: PLC0415
+
+    try:
+        migrate(settings.database)
+    except StoreUnavailable as error:
+        log.warning("%s; tried again every %g s (--database)", error, MIGRATE_EVERY_S)
+        return False
+    except StoreError as error:
+        raise CannotStart(f"--database: {error}") from error
+    return True
+
+
+def run(settings: Settings, command: Command = module_command) -> int:
+    """Runs Rasher until it is asked to end. Raises SettingsError, CannotStart."""
+    setproctitle("rasher supervisor")
+    set_up_logging(settings.log, "supervisor")
+    raise_file_limit(settings)
+    check_processor(settings)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, hold_data_dir(settings))
+        check_database_file(settings)
+        ring = open_ring(settings)
+        stack.callback(ring.detach)
+        try:
+            # Only now nobody of the run before writes to the database, or holds the port.
+            has_schema = migrated(settings)
+            listener = stack.enter_context(listen(settings.http))
+        except CannotStart:
+            if not count_orders(ring):
+                remove_ring(settings, ring)
+            raise
+        processes = Processes(settings, ring, listener, command)
+        stack.callback(processes.close)
+        with processes.hearing_signals():
+            return Tree(settings, ring, processes, has_schema).run()
+
+
+VERBS = {
+    "audit": ("processors.audit", "proves that no order was lost or done twice; --ledger FILE"),
+    "lots": ("processors.lots", "add --file FILE: enters lots, one JSON object a line"),
+    "load": ("ingest.load", "posts orders at a steady rate; --rate --duration --connections"),
+    "version": ("", "prints the version"),
+}
+
+
+def version() -> str:
+    try:
+        return metadata.version("rasher")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    words = split_flags(argv)[1]
+    if words and words[0] in (*HELP_FLAGS, "version"):  # whatever the settings are
+        return tell(words[0])
+    settings, rest = load_settings(argv)
+    if not rest:
+        return run(settings)
+    verb, *arguments = rest
+    if verb.startswith("-"):
+        raise unknown_flag(verb)
+    if verb not in VERBS:
+        raise SettingsError(f"{verb}: no such verb, there are {', '.join(VERBS)} (--help)")
+    main_of_verb: Verb = importlib.import_module(VERBS[verb][0]).main
+    return main_of_verb(settings, arguments)
+
+
+def tell(word: str) -> int:
+    verbs = {verb: line for verb, (_, line) in VERBS.items()}
+    print(version() if word == "version" else usage(verbs))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; argv without its name. -> 0, or 2, 3, 4 as above, or what the verb says."""
+    try:
+        return dispatch(sys.argv[1:] if argv is None else argv)
+    except SettingsError as error:
+        return failed(error, EXIT_USAGE)
+    except CannotStart as error:
+        return failed(error, EXIT_CANNOT_START)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def failed(error: Exception, code: int) -> int:
+    print(f"rasher: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""For every test: nothing it opened, started or made outlives it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import uvloop
+
+from tests.leaks import Belongings, left_over
+from tests.program import PATIENCE_S, Rasher, Start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_libuv_keeps() -> None:
+    """The first loop of a process makes a pipe for signals that is never closed."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = Belongings.now()
+    yield
+    found = left_over(before, str(tmp_path_factory.getbasetemp()))
+    assert not found, f"left behind: {', '.join(found)}"
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "var"
+
+
+@pytest.fixture
+def ring_dir() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="rasher-test-", dir="/dev/shm"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def launch(data_dir: Path, ring_dir: Path) -> Iterator[Callable[..., Rasher]]:
+    """Starts programs on the same data dir and ring dir; at the end they are gone, and theirs."""
+    started: list[Rasher] = []
+
+    def launch(program: str, *argv: str, **environ: str) -> Rasher:
+        words = ["--ring-dir", str(ring_dir), *argv]
+        started.append(Rasher(program, words, data_dir, environ))
+        return started[-1]
+
+    yield launch
+    for rasher in started:
+        descendants = rasher.process.children(recursive=True) if rasher.popen.poll() is None else []
+        rasher.popen.kill()
+        rasher.end()
+        alive = psutil.wait_procs(descendants, PATIENCE_S)[1]
+        assert not alive, "children outlived their supervisor"
+        assert not rasher.log.count("Traceback"), "\n".join(rasher.log.said)
+
+
+@pytest.fixture
+def rasher(launch: Callable[..., Rasher]) -> Start:
+    """The real program."""
+    return lambda *argv: launch("supervisor.py", *argv)

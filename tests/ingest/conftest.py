@@ -1,0 +1,175 @@
+"""A front in this process: real ring, real database, real sockets, uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ingest.app import make_app
+from ingest.database import Database
+from ingest.front import FrontServer
+from processors.pipeline import fefo
+from processors.settings import HttpSettings, RingSettings, Settings
+from processors.stop import Stop
+from processors.store import Store, migrate
+from processors.worker import BaconWorker, Rules
+from ringbuf import Reader, Ring, Writer
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@dataclass
+class Raw:
+    """A connection spoken to byte by byte."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """The next answer: status, headers in lower case, body."""
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
+        first, *lines = head.decode().strip().split("\r\n")
+        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines)}
+        body = await self.reader.readexactly(int(headers.get("content-length", "0")))
+        return int(first.split()[1]), headers, body
+
+    async def closed(self) -> bool:
+        """Whether the other side ends the connection without another byte."""
+        try:
+            return await asyncio.wait_for(self.reader.read(1), PATIENCE_S) == b""
+        except ConnectionResetError:
+            return True
+
+    async def hang_up(self) -> None:
+        self.writer.close()
+        await self.writer.wait_closed()
+
+
+@dataclass
+class Service:
+    """A running front and everything behind it but the workers."""
+
+    settings: Settings
+    ring: Ring
+    writer: Writer
+    reader: Reader
+    store: Store
+    database: Database
+    server: FrontServer
+    port: int
+    client: httpx.AsyncClient
+    raws: list[Raw] = field(default_factory=list)
+
+    async def raw(self) -> Raw:
+        connection = Raw(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.raws.append(connection)
+        return connection
+
+    def posting(self, body: bytes, path: str = "/orders", headers: str = "") -> bytes:
+        """The bytes of a POST of JSON."""
+        return (
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n{headers}\r\n"
+        ).encode() + body
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let the loop run until the condition holds."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():  # noqa: ASYNC110 - nothing here tells when it does
+                await asyncio.sleep(0)
+
+    async def parked(self, count: int) -> None:
+        """Until that many orders wait for room."""
+        await self.until(lambda: self.writer.parked == count)
+
+    def work_off(self) -> None:
+        """What a worker does with all that is in the ring."""
+        self.ring.close()
+        with Stop() as stop:
+            BaconWorker(self.ring, self.store, fefo(), Rules(), stop).run(self.reader)
+        self.ring.reopen()
+
+    async def post(self, content: bytes, path: str = "/orders") -> httpx.Response:
+        return await self.client.post(
+            path, content=content, headers={"content-type": "application/json"}
+        )
+
+
+Start = Callable[..., Awaitable[Service]]
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, ring: RingSettings, http: HttpSettings, drain_timeout_s: float
+) -> AsyncIterator[Service]:
+    url = f"sqlite:///{folder}/rasher.db"
+    migrate(url)
+    settings = Settings(data_dir=str(folder), database=url, ring=ring, http=http)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = listener.getsockname()[1]
+    store = Store.open(url, busy_timeout_s=0.2)
+    database = Database(store)
+    ready = asyncio.Event()
+    with (
+        Ring.create(folder / "ring", ring.capacity, ring.slot_bytes) as shared,
+        shared.writer() as writer,
+        shared.reader(0) as reader,
+    ):
+        app = make_app(settings, shared, writer, database)
+        server = FrontServer(app, listener, http.max_connections, drain_timeout_s)
+        serving = asyncio.create_task(server.run_until_drained(ready.set))
+        await ready.wait()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, limits=limits, trust_env=False
+        ) as client:
+            service = Service(
+                settings, shared, writer, reader, store, database, server, port, client
+            )
+            yield service
+            for raw in service.raws:
+                raw.writer.close()
+        server.drain()
+        await asyncio.wait_for(serving, PATIENCE_S)
+        await database.close()
+    store.close()
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts fronts: start(capacity=..., full_timeout_s=..., max_connections=..., ...)."""
+    async with AsyncExitStack() as stack:
+
+        async def starting(drain_timeout_s: float = 5.0, **settings: Any) -> Service:
+            http = {name: settings.pop(name) for name in HTTP_NAMES & settings.keys()}
+            context = running(
+                tmp_path, RingSettings(**settings), HttpSettings(**http), drain_timeout_s
+            )
+            return await stack.enter_async_context(context)
+
+        yield starting
+
+
+HTTP_NAMES = set(HttpSettings.__struct_fields__)
+
+
+@pytest.fixture
+async def service(start: Start) -> Service:
+    return await start()
