@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from contextlib import ExitStack
 
 from tests.program import Rasher, Start, call, verb
+from tests.wire import post, status
 
 CAPACITY = 100
 CLIENTS = 1_000
 # A connection's buffers, its request and its coroutine; a thread's stack would be a hundredfold.
 BYTES_PER_WAITING_CLIENT = 32 * 1024
-
-
-def post(run: Rasher, number: int) -> socket.socket:
-    """Sends a whole order on a connection of its own; the answer is still to be read."""
-    order = {
-        "customer": "Funky Foods",
-        "reference": str(number),
-        "lines": [{"sku": "BELLY", "quantity": "1"}],
-    }
-    body = json.dumps(order).encode()
-    client = socket.create_connection(("127.0.0.1", run.port), timeout=30)
-    head = f"POST /orders HTTP/1.1\r\nhost: test\r\ncontent-length: {len(body)}\r\n"
-    client.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
-    return client
-
-
-def status(client: socket.socket) -> int:
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        chunk = client.recv(65536)
-        assert chunk, "closed without an answer"
-        answer += chunk
-    return int(answer.split(b" ", 2)[1])
 
 
 def waiting(run: Rasher) -> int:
