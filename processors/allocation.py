@@ -1,0 +1,151 @@
+"""The FEFO processor: `fefo` on the tables, with few statements for a batch.
+
+Per batch: one select that locks the skus, one per sku for its next lots, and one write each for
+movements, balances and sku sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from processors.fefo import Portion, ReadLots, Shelf, StockedLot, allocate
+from processors.pipeline import Outcome, Work
+from processors.statements import Hot, HotKeys, Row
+from processors.tables import lots, movements, skus
+
+# Lots read at once: few at first (most orders are served from one), then more and more.
+LOTS_FIRST = 4
+LOTS_MAX = 512
+GROWTH = 4
+
+ALLOCATED = Outcome("allocated")
+
+NOT_EXPIRED = lots.c.expires_us > sa.bindparam("moment")
+BEHIND_LAST = sa.tuple_(lots.c.expires_us, lots.c.received_us, lots.c.lot_id) > sa.tuple_(
+    sa.bindparam("expires", type_=lots.c.expires_us.type),
+    sa.bindparam("received", type_=lots.c.received_us.type),
+    sa.bindparam("lot", type_=lots.c.lot_id.type),
+)
+
+
+class Postings:
+    """The rows that a batch writes: each portion a movement with the next number of its sku."""
+
+    def __init__(self, locked: list[Row], moment_us: int) -> None:
+        self._ids = {sku: number for number, sku, _ in locked}
+        self._seqs = {sku: seq for _, sku, seq in locked}
+        self._touched: set[str] = set()
+        self._taken: dict[int, int] = {}
+        self._moment_us = moment_us
+        self.movement_rows: list[Row] = []
+
+    def add(self, order_id: bytes, portions: Sequence[Portion]) -> None:
+        """Posts what one order was given."""
+        for sku, lot, part in portions:
+            self._seqs[sku] = seq = self._seqs[sku] + 1
+            self.movement_rows.append(
+                (self._ids[sku], seq, lot, -part, "allocate", order_id, self._moment_us)
+            )
+            self._taken[lot] = self._taken.get(lot, 0) + part
+            self._touched.add(sku)
+
+    def sequence_rows(self) -> list[Row]:
+        """(last sequence, sku's row)"""
+        return [(self._seqs[sku], self._ids[sku]) for sku in self._touched]
+
+    def lot_rows(self) -> list[Row]:
+        """(thousandths taken, lot's row)"""
+        return [(part, lot) for lot, part in self._taken.items()]
+
+
+class Allocator:
+    """A `Processor`. Keeps nothing between batches but its compiled statements."""
+
+    def __init__(self) -> None:
+        # Locked in the order of their ids, so that two workers can't wait for each other.
+        self._lock_skus = HotKeys(
+            lambda keys: (
+                sa.select(skus.c.id, skus.c.sku, skus.c.seq)
+                .where(skus.c.sku.in_(keys))
+                .order_by(skus.c.id)
+                .with_for_update()
+            )
+        )
+        # One bound each: with both, SQLite would begin every page at the moment again.
+        self._first_lots = Hot(_lots(NOT_EXPIRED), "sku_id", "moment", "count")
+        self._next_lots = Hot(_lots(BEHIND_LAST), "sku_id", "expires", "received", "lot", "count")
+        self._set_seq = Hot(
+            sa.update(skus)
+            .where(skus.c.id == sa.bindparam("number"))
+            .values(seq=sa.bindparam("last")),
+            "last",
+            "number",
+        )
+        self._take_from_lot = Hot(
+            sa.update(lots)
+            .where(lots.c.id == sa.bindparam("number"))
+            .values(available=lots.c.available - sa.bindparam("taken")),
+            "taken",
+            "number",
+        )
+        self._insert_movements = Hot(
+            sa.insert(movements), "sku_id", "seq", "lot", "delta", "kind", "order_id", "at_us"
+        )
+
+    def __call__(
+        self, transaction: Connection, orders: Sequence[Work], moment_us: int
+    ) -> list[Outcome]:
+        names = list({line.sku: None for work in orders for line in work.order.lines})
+        locked = self._lock_skus.all(transaction, names)
+        shelves = {
+            sku: Shelf(self._reader(transaction, number, moment_us)) for number, sku, _ in locked
+        }
+        verdicts = allocate(shelves, (work.order for work in orders))
+        postings = Postings(locked, moment_us)
+        for work, verdict in zip(orders, verdicts, strict=True):
+            postings.add(work.order_id, verdict.portions)
+        self._write(transaction, postings)
+        return [
+            ALLOCATED if verdict.reason is None else Outcome.rejected(verdict.reason)
+            for verdict in verdicts
+        ]
+
+    def _write(self, transaction: Connection, postings: Postings) -> None:
+        self._set_seq.many(transaction, postings.sequence_rows())
+        self._take_from_lot.many(transaction, postings.lot_rows())
+        self._insert_movements.many(transaction, postings.movement_rows)
+
+    def _reader(self, transaction: Connection, sku_id: int, moment_us: int) -> ReadLots:
+        count = LOTS_FIRST
+
+        def read(last: StockedLot | None) -> Iterable[StockedLot]:
+            nonlocal count
+            if last is None:
+                rows = self._first_lots.all(transaction, (sku_id, moment_us, count))
+            else:
+                key = last.expires_us, last.received_us, last.lot_id
+                count = min(count * GROWTH, LOTS_MAX)
+                rows = self._next_lots.all(transaction, (sku_id, *key, count))
+            return map(StockedLot._make, rows)
+
+        return read
+
+
+def _lots(bound: sa.ColumnElement[bool]) -> sa.Select[tuple[int, int, str, int, int]]:
+    """In the order of use. Columns as in StockedLot."""
+    return (
+        sa.select(lots.c.expires_us, lots.c.received_us, lots.c.lot_id, lots.c.id, lots.c.available)
+        .where(
+            lots.c.sku_id == sa.bindparam("sku_id"),
+            # As text: with a parameter SQLite can't tell that the partial index applies.
+            sa.text("available > 0"),
+            bound,
+        )
+        .order_by(lots.c.expires_us, lots.c.received_us, lots.c.lot_id)
+        .limit(sa.bindparam("count", type_=sa.Integer))
+        # SQLite's dialect writes an offset with every limit; spelled out it is no parameter.
+        .offset(sa.literal_column("0"))
+    )

@@ -1,0 +1,176 @@
+"""Audits orders: their outcomes, what they hold, their events, and the ledger's answers.
+
+Streams orders, allocations and events side by side in the order of the order ids.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from processors.audit_report import Groups, Report
+from processors.audit_stock import stream
+from processors.orders import decode_lines
+from processors.quantity import format_quantity
+from processors.schema import format_uuid, parse_uuid
+from processors.statements import KEYS_MAX, HotKeys
+from processors.tables import movements, orders, outbox, skus
+
+LEDGER_LINE_BYTES_MAX = 256
+ANSWERED = ("200", "202")
+
+T = TypeVar("T")
+
+
+def audit_orders(connection: Connection, report: Report) -> None:
+    """Rules once, covered, nothing-held, outcome and outbox."""
+    held = Groups(
+        stream(
+            connection,
+            sa.select(movements.c.order_id, skus.c.sku, movements.c.delta)
+            .join(skus, skus.c.id == movements.c.sku_id)
+            .where(sa.text("order_id IS NOT NULL"))
+            .order_by(movements.c.order_id),
+        ),
+        lambda row: report.violate(
+            "once", f"order {format_uuid(row.order_id)} holds {row.sku} and does not exist"
+        ),
+    )
+    events = Groups(
+        stream(
+            connection,
+            sa.select(outbox.c.order_id, outbox.c.round, outbox.c.type).order_by(outbox.c.order_id),
+        ),
+        lambda row: report.violate(
+            "outbox",
+            f"event {row.type} is of order {format_uuid(row.order_id)}, which is not there",
+        ),
+    )
+    columns = (orders.c.id, orders.c.round, orders.c.status, orders.c.reason, orders.c.lines)
+    for row in stream(connection, sa.select(*columns).order_by(orders.c.id)):
+        report.counts["orders"] += 1
+        report.counts[f"orders {row.status}"] += 1
+        _check_outcome(row, report)
+        _check_held(row, list(held.of(row.id)), report)
+        _check_events(row, list(events.of(row.id)), report)
+    held.rest()
+    events.rest()
+    _check_slots(connection, report)
+
+
+def audit_flow(connection: Connection, keys: Collection[bytes], report: Report) -> None:
+    """Counts what of the ring and the hands is committed and only not released yet."""
+    known = _Known(connection)
+    for some in _chunks(iter(keys), KEYS_MAX):
+        report.counts["in ring or hands, already committed"] += len(known.of(some))
+
+
+def audit_ledger(
+    connection: Connection, ledger: Path, size: int, keys: Collection[bytes], report: Report
+) -> None:
+    """Rule ledger, for the first `size` bytes of the file; `keys` are in the ring or in hands."""
+    known = _Known(connection)
+    for answers in _chunks(_read_ledger(ledger, size, report), KEYS_MAX):
+        there = known.of([key for key, _ in answers])
+        for key, status in answers:
+            _check_answer(key, status, key in there or key in keys, report)
+
+
+def _check_outcome(row: Any, report: Report) -> None:
+    if row.status not in ("allocated", "rejected", "dead"):
+        _violate(report, "outcome", row, f"has the status {row.status}")
+    elif (row.status == "allocated") != (row.reason is None):
+        _violate(report, "outcome", row, f"is {row.status} with the reason {row.reason}")
+
+
+def _check_held(row: Any, held: list[Any], report: Report) -> None:
+    got: Counter[str] = Counter()
+    for _, sku, delta in held:
+        got[sku] -= delta
+    if row.status != "allocated":
+        if held:
+            _violate(report, "nothing-held", row, f"is {row.status} and holds {_amounts(got)}")
+        return
+    wanted: Counter[str] = Counter()
+    try:
+        for sku, thousandths in decode_lines(row.lines):
+            wanted[sku] += thousandths
+    except msgspec.MsgspecError as error:
+        _violate(report, "covered", row, f"has lines that can't be read: {error}")
+        return
+    if got != wanted or not wanted:
+        _violate(report, "covered", row, f"wants {_amounts(wanted)} and holds {_amounts(got)}")
+
+
+def _check_events(row: Any, events: list[Any], report: Report) -> None:
+    report.counts["outbox events"] += len(events)
+    if [(number, kind) for _, number, kind in events] != [(row.round, f"order.{row.status}")]:
+        found = ", ".join(kind for *_, kind in events) or "none"
+        _violate(report, "outbox", row, f"is {row.status}, its events: {found}")
+
+
+def _check_slots(connection: Connection, report: Report) -> None:
+    """No two orders came through the same place of the same ring."""
+    place = (orders.c.ring_epoch, orders.c.ring_sequence)
+    doubled = sa.select(*place, sa.func.count()).group_by(*place).having(sa.func.count() > 1)
+    for epoch, sequence, count in stream(connection, doubled):
+        report.violate("once", f"{count} orders came out of slot {sequence} of ring {epoch.hex()}")
+
+
+def _check_answer(key: bytes, status: str, there: bool, report: Report) -> None:
+    if status in ANSWERED:
+        report.counts["ledger: answered"] += 1
+        if not there:
+            report.violate("ledger", f"order {format_uuid(key)} was answered {status} and is gone")
+    elif status == "0":
+        report.counts[f"ledger: without an answer, {'there' if there else 'not there'}"] += 1
+    else:
+        report.counts[f"ledger: refused with {status}"] += 1
+
+
+def _read_ledger(ledger: Path, size: int, report: Report) -> Iterator[tuple[bytes, str]]:
+    with ledger.open("rb") as file:
+        number = 0
+        while size > 0 and (line := file.readline(LEDGER_LINE_BYTES_MAX)):
+            number += 1
+            size -= len(line)
+            if size < 0 or (size == 0 and not line.endswith(b"\n") and file.read(1)):
+                return  # it was being written when the audit began
+            words = line.decode("ascii", "replace").split()
+            key = parse_uuid(words[0]) if len(words) == 2 else None
+            if key is not None and words[1].isascii() and words[1].isdigit():
+                yield key, words[1]
+            elif words:
+                shown = line[:80].decode("ascii", "replace").rstrip()
+                report.violate("ledger", f"line {number} is no `order_id status_code`: {shown}")
+
+
+class _Known:
+    """Which ids have an outcome, a bounded number at a time."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._select = HotKeys(lambda keys: sa.select(orders.c.id).where(orders.c.id.in_(keys)))
+
+    def of(self, keys: list[bytes]) -> set[bytes]:
+        return {row[0] for row in self._select.all(self._connection, keys)}
+
+
+def _chunks(values: Iterator[T], size: int) -> Iterator[list[T]]:
+    while some := list(islice(values, size)):
+        yield some
+
+
+def _amounts(amounts: Counter[str]) -> str:
+    return ", ".join(f"{format_quantity(n)} {sku}" for sku, n in amounts.items()) or "nothing"
+
+
+def _violate(report: Report, rule: str, row: Any, detail: str) -> None:
+    report.violate(rule, f"order {format_uuid(row.id)} {detail}")

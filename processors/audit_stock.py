@@ -1,0 +1,188 @@
+"""Audits stock: replays the movements of each sku against its lots.
+
+Streams skus, lots and movements side by side, each once and in the order of an index. Memory grows
+with the lots of one sku, not with movements or skus.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from msgspec import Struct
+from sqlalchemy.engine import Connection
+
+from processors.audit_report import Groups, Report
+from processors.quantity import format_quantity
+from processors.schema import format_instant
+from processors.tables import lots, movements, skus
+
+ROWS_AT_ONCE = 1000
+
+UseKey = tuple[int, int, str, int]
+
+
+class LotReplay(Struct):
+    """A lot while its movements are replayed; `key` is its place in the order of use."""
+
+    key: UseKey
+    received: int
+    available: int
+    balance: int = 0
+    entered: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its lot id."""
+        return self.key[2]
+
+
+def stream(connection: Connection, query: sa.Select[Any]) -> Iterator[Any]:
+    """The rows as they come, never all of them in memory."""
+    return iter(connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}))
+
+
+def audit_stock(connection: Connection, report: Report) -> None:
+    """Rules balance, sequence and fefo."""
+    all_lots = Groups(
+        stream(
+            connection,
+            sa.select(
+                lots.c.sku_id,
+                lots.c.expires_us,
+                lots.c.received_us,
+                lots.c.lot_id,
+                lots.c.id,
+                lots.c.received,
+                lots.c.available,
+            ).order_by(lots.c.sku_id, lots.c.expires_us, lots.c.received_us, lots.c.lot_id),
+        ),
+        lambda row: report.violate("balance", f"lot {row.lot_id} belongs to no sku"),
+    )
+    all_movements = Groups(
+        stream(
+            connection,
+            sa.select(
+                movements.c.sku_id,
+                movements.c.seq,
+                movements.c.lot,
+                movements.c.delta,
+                movements.c.kind,
+                movements.c.at_us,
+            ).order_by(movements.c.sku_id, movements.c.seq),
+        ),
+        lambda row: report.violate("sequence", f"movement {row.seq} belongs to no sku"),
+    )
+    for sku_id, sku, seq in stream(
+        connection, sa.select(skus.c.id, skus.c.sku, skus.c.seq).order_by(skus.c.id)
+    ):
+        report.counts["skus"] += 1
+        replay = SkuReplay(sku, report)
+        for row in all_lots.of(sku_id):
+            replay.add_lot(row)
+        for row in all_movements.of(sku_id):
+            replay.move(row)
+        replay.end(seq)
+    all_lots.rest()
+    all_movements.rest()
+
+
+class SkuReplay:
+    """One sku: its lots are added, its movements replayed in their order, its balances compared.
+
+    Invariant: `_in_stock` holds the keys of the lots with a balance above 0, in the order of use.
+    """
+
+    def __init__(self, sku: str, report: Report) -> None:
+        self._sku = sku
+        self._report = report
+        self._lots: dict[int, LotReplay] = {}
+        self._in_stock: list[UseKey] = []
+        self._seq = 0
+
+    def add_lot(self, row: Any) -> None:
+        """A lot of this sku, before any movement."""
+        _, expires_us, received_us, lot_id, number, received, available = row
+        key = (expires_us, received_us, lot_id, number)
+        self._lots[number] = LotReplay(key, received, available)
+        self._report.counts["lots"] += 1
+
+    def move(self, row: Any) -> None:
+        """The next movement."""
+        _, seq, number, delta, kind, at_us = row
+        self._report.counts["movements"] += 1
+        if seq != self._seq + 1:
+            self._violate("sequence", f"movement {seq} follows {self._seq}")
+        self._seq = seq
+        lot = self._lots.get(number)
+        if lot is None:
+            self._violate("balance", f"movement {seq} is of a lot that is not this sku's")
+            return
+        self._check_kind(lot, seq, delta, kind)
+        if kind == "allocate":
+            self._check_first(lot, seq, at_us)
+        self._change(lot, seq, delta)
+
+    def end(self, seq: int) -> None:
+        """After the last movement; `seq` is what the sku's row says that was."""
+        if seq != self._seq:
+            self._violate("sequence", f"its row says {seq}, its last movement is {self._seq}")
+        for lot in self._lots.values():
+            if not lot.entered:
+                self._violate("balance", f"lot {lot.name} was never received")
+            if lot.balance != lot.available:
+                self._violate(
+                    "balance",
+                    f"lot {lot.name} has {format_quantity(lot.available)} available, its movements "
+                    f"make {format_quantity(lot.balance)}",
+                )
+            if lot.available < 0:
+                below = format_quantity(lot.available)
+                self._violate("balance", f"lot {lot.name} has {below} available, below 0")
+
+    def _check_kind(self, lot: LotReplay, seq: int, delta: int, kind: str) -> None:
+        if kind == "receive":
+            if lot.entered or delta != lot.received:
+                self._violate(
+                    "balance",
+                    f"movement {seq} receives {format_quantity(delta)} into lot {lot.name}, which "
+                    f"received {format_quantity(lot.received)} once",
+                )
+            lot.entered = True
+        elif not lot.entered:
+            self._violate("balance", f"movement {seq} is before lot {lot.name} was received")
+        if kind == "allocate" and delta >= 0:
+            self._violate("balance", f"movement {seq} allocates {format_quantity(-delta)}")
+
+    def _check_first(self, lot: LotReplay, seq: int, at_us: int) -> None:
+        self._report.counts["allocations"] += 1
+        moment = _moment(at_us)
+        if lot.key[0] <= at_us:
+            self._violate("fefo", f"movement {seq} takes from lot {lot.name}, expired at {moment}")
+            return
+        place = bisect_left(self._in_stock, (at_us + 1,))
+        first = self._in_stock[place] if place < len(self._in_stock) else None
+        if first != lot.key:
+            better = "no lot has any" if first is None else f"lot {first[2]} was the first to use"
+            self._violate("fefo", f"movement {seq} takes from lot {lot.name}, {better} at {moment}")
+
+    def _change(self, lot: LotReplay, seq: int, delta: int) -> None:
+        before, lot.balance = lot.balance, lot.balance + delta
+        if lot.balance < 0 <= before:
+            self._violate("balance", f"movement {seq} takes lot {lot.name} below 0")
+        if before <= 0 < lot.balance:
+            insort(self._in_stock, lot.key)
+        elif lot.balance <= 0 < before:
+            del self._in_stock[bisect_left(self._in_stock, lot.key)]
+
+    def _violate(self, rule: str, detail: str) -> None:
+        self._report.violate(rule, f"sku {self._sku}: {detail}")
+
+
+def _moment(at_us: int) -> str:
+    try:
+        return format_instant(at_us)
+    except OverflowError:
+        return f"{at_us} us"

@@ -1,0 +1,139 @@
+"""What the supervisor tells a child process, and how the child begins.
+
+The launch record travels as JSON in a memfd whose number is the child's only argument; every
+descriptor that it names was passed along. A child lives no longer than its supervisor, by three
+independent means: the kernel kills it when the supervisor dies (PR_SET_PDEATHSIG), the parent is
+checked once after that was set (it may have died before), and the end of the alive pipe is watched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+from setproctitle import setproctitle
+
+from processors.logs import set_up_logging
+from processors.settings import Settings
+from ringbuf import Ring
+
+LAUNCH_FLAG = "--launch-fd"
+READY = b"ready\n"
+PR_SET_PDEATHSIG = 1
+# What a terminal sends to the whole foreground group is the supervisor's to answer.
+TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGQUIT})
+
+Role = Literal["front", "worker"]
+
+
+class Launch(Struct, frozen=True):
+    """Descriptor numbers are those of the child.
+
+    alive_fd: read end of a pipe, end of file = the supervisor is gone. status_fd: write end.
+    adopt: worker only, further indexes whose hands it must work off before its own work.
+    """
+
+    role: Role
+    index: int
+    settings: Settings
+    ring_fd: int
+    listen_fd: int | None
+    alive_fd: int
+    status_fd: int
+    parent_pid: int
+    adopt: list[int] = []
+
+    @property
+    def name(self) -> str:
+        return f"{self.role} {self.index}"
+
+
+def write_launch(launch: Launch) -> int:
+    """-> a memfd to pass on; the caller closes it."""
+    fd = os.memfd_create("rasher-launch", os.MFD_CLOEXEC)
+    os.write(fd, msgspec.json.encode(launch))
+    return fd
+
+
+def read_launch(argv: Sequence[str]) -> Launch:
+    """Reads and closes the descriptor behind --launch-fd. Exits with 2 where there is none."""
+    words = list(argv)
+    with contextlib.suppress(ValueError, IndexError, OSError, msgspec.DecodeError):
+        fd = int(words[words.index(LAUNCH_FLAG) + 1])
+        with open(fd, "rb") as file:
+            file.seek(0)
+            return msgspec.json.decode(file.read(), type=Launch)
+    sys.stderr.write(f"a part of rasher, started by it with {LAUNCH_FLAG}; run `rasher` instead\n")
+    raise SystemExit(2)
+
+
+class Child:
+    """A process in its role: its launch record and the ring, attached."""
+
+    def __init__(self, launch: Launch, ring: Ring) -> None:
+        self.launch = launch
+        self.ring = ring
+
+    def ready(self) -> None:
+        """Tells the supervisor, once, that this process does its work from now on."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.launch.status_fd, READY)
+        os.close(self.launch.status_fd)
+
+    def watch_parent(self, loop: AbstractEventLoop | None = None) -> None:
+        """Ends this process when the supervisor is gone: a reader of `loop`, or a thread."""
+        if loop is not None:
+            loop.add_reader(self.launch.alive_fd, end)
+            return
+        watch = threading.Thread(target=self._wait_for_end, name="watch-parent", daemon=True)
+        watch.start()
+
+    def _wait_for_end(self) -> None:
+        # Not a read: all children share this pipe's flags, and one loop's makes it non-blocking.
+        poll = select.poll()
+        poll.register(self.launch.alive_fd, select.POLLIN)
+        poll.poll()
+        end()
+
+
+def end() -> None:
+    """The same end that PR_SET_PDEATHSIG makes: nothing of this process runs after it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def enter(argv: Sequence[str]) -> Child:
+    """The first thing a child does, in its main thread; argv with or without the program's name."""
+    launch = read_launch(argv)
+    setproctitle(f"rasher {launch.name}")
+    die_with_parent(launch.parent_pid)
+    ignore_terminal()
+    set_up_logging(launch.settings.log, launch.name)
+    ring = Ring.attach(launch.ring_fd)
+    os.close(launch.ring_fd)  # the ring has its own
+    return Child(launch, ring)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    assert threading.current_thread() is threading.main_thread()
+    libc: Any = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        end()
+
+
+def ignore_terminal() -> None:
+    """The supervisor starts children with these blocked, so that none comes before this."""
+    for number in TERMINAL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)

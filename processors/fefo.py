@@ -1,0 +1,115 @@
+"""First expired, first out: which lots an order is given from. Pure: no database, no clock.
+
+Orders are served in the order in which they come, each in full or not at all, from the lots of its
+skus in the order of use: expires_us, received_us, lot id (text by its bytes). A lot with
+`expires_us <= moment` is never used.
+
+A shelf reads its lots as far as orders reach, so the cost follows what is given out and not what a
+sku has in stock, let alone what it ever had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from processors.schema import Line, Order
+
+INSUFFICIENT_STOCK = "insufficient_stock"
+UNKNOWN_SKU = "unknown_sku"
+
+
+class StockedLot(NamedTuple):
+    """A lot with stock; `number` is its row, `available` thousandths."""
+
+    expires_us: int
+    received_us: int
+    lot_id: str
+    number: int
+    available: int
+
+
+class Portion(NamedTuple):
+    """What one order was given from one lot, in thousandths."""
+
+    sku: str
+    number: int
+    thousandths: int
+
+
+class Verdict(Struct, frozen=True):
+    """Of one order: its portions (line by line, in the order of use), or the reason of refusal."""
+
+    portions: list[Portion]
+    reason: str | None = None
+
+
+# The lots that come behind one (None: from the first) in the order of use: none when that was the
+# last. Only lots with `expires_us > moment` and `available > 0`.
+ReadLots = Callable[[StockedLot | None], Iterable[StockedLot]]
+
+
+class Shelf:
+    """What is left of one sku's stock, lots read in as they are needed.
+
+    Invariants: `left` = the sum of `rest` from `at` on; nothing before `at` has anything left.
+    """
+
+    def __init__(self, read: ReadLots) -> None:
+        self._read = read
+        self._read_all = False
+        self.lots: list[StockedLot] = []
+        self.rest: list[int] = []
+        self.at = 0
+        self.left = 0
+
+    def covers(self, thousandths: int) -> bool:
+        """Whether that much is there."""
+        while self.left < thousandths and not self._read_all:
+            self._read_more()
+        return self.left >= thousandths
+
+    def give(self, sku: str, thousandths: int) -> list[Portion]:
+        """Takes that much away; it must be covered."""
+        portions = []
+        self.left -= thousandths
+        while thousandths:
+            rest = self.rest[self.at]
+            part = min(rest, thousandths)
+            portions.append(Portion(sku, self.lots[self.at].number, part))
+            self.rest[self.at] = rest - part
+            thousandths -= part
+            if part == rest:
+                self.at += 1
+        return portions
+
+    def _read_more(self) -> None:
+        more = list(self._read(self.lots[-1] if self.lots else None))
+        self._read_all = not more
+        self.lots += more
+        self.rest += [lot.available for lot in more]
+        self.left += sum(lot.available for lot in more)
+
+
+def allocate(shelves: Mapping[str, Shelf], orders: Iterable[Order]) -> list[Verdict]:
+    """One verdict per order, in their order; a sku without a shelf is unknown.
+
+    An order with an unknown sku is refused for that, whatever else it lacks.
+    """
+    return [serve(shelves, order.lines) for order in orders]
+
+
+def serve(shelves: Mapping[str, Shelf], lines: list[Line]) -> Verdict:
+    """Gives one order all of its lines or nothing. One line per sku, each more than 0."""
+    for line in lines:
+        if line.sku not in shelves:
+            return Verdict([], UNKNOWN_SKU)
+    for line in lines:
+        if not shelves[line.sku].covers(line.thousandths):
+            return Verdict([], INSUFFICIENT_STOCK)
+    portions: list[Portion] = []
+    for line in lines:
+        portions += shelves[line.sku].give(line.sku, line.thousandths)
+    return Verdict(portions)

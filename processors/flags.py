@@ -1,0 +1,176 @@
+"""The table of flags: every setting's name, place, type, range and help. Defaults: settings.py.
+
+Help, errors, the variables, the keys of the file and the docs are all made from these rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+Kind = Literal["int", "seconds", "bytes", "text", "path", "choice"]
+NUMBERS = ("int", "seconds", "bytes")
+
+
+class Flag(Struct, frozen=True):
+    """One row. `place`: the field of Settings that it fills, `section.field` or `field`.
+
+    `unit`: of a number, or what else the text must be. `group`: begins a group in --help.
+    """
+
+    name: str
+    place: str
+    kind: Kind
+    help: str
+    low: float = 0
+    high: float = 0
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    default_text: str = ""
+    group: str = ""
+
+    @property
+    def option(self) -> str:
+        return f"--{self.name}"
+
+    @property
+    def variable(self) -> str:
+        return "RASHER_" + self.name.upper().replace("-", "_")
+
+    @property
+    def range_text(self) -> str:
+        if self.choices:
+            return " or ".join(self.choices)
+        if self.kind in NUMBERS:
+            return f"{self.low:,} to {self.high:,} {self.unit}".rstrip()
+        return self.unit
+
+
+FLAGS: tuple[Flag, ...] = (
+    Flag(
+        "host",
+        "http.host",
+        "text",
+        "address to listen on; only loopback until there are keys",
+        unit="loopback (127.0.0.0/8, ::1, localhost)",
+        group="HTTP",
+    ),
+    Flag("port", "http.port", "int", "port to listen on; 0 takes any free one", 0, 65535),
+    Flag("fronts", "http.fronts", "int", "processes that answer HTTP", 1, 64, "processes"),
+    Flag(
+        "max-connections",
+        "http.max_connections",
+        "int",
+        "open connections per front; more wait in the listen backlog",
+        1,
+        100_000,
+        "connections",
+    ),
+    Flag(
+        "max-body-bytes",
+        "http.max_body_bytes",
+        "bytes",
+        "longest body of one request",
+        1024,
+        16 * 1024 * 1024,
+        "bytes",
+    ),
+    Flag(
+        "ring-dir",
+        "ring.ring_dir",
+        "path",
+        "where the ring file lies; a tmpfs",
+        unit="a directory",
+        group="Ring",
+    ),
+    Flag("capacity", "ring.capacity", "int", "orders that may wait", 1, 1_000_000, "slots"),
+    Flag(
+        "slot-bytes",
+        "ring.slot_bytes",
+        "bytes",
+        "room for one order, a multiple of 64",
+        256,
+        1024 * 1024,
+        "bytes",
+    ),
+    Flag(
+        "full-timeout",
+        "ring.full_timeout_s",
+        "seconds",
+        "how long an order waits at a full ring before 503",
+        0,
+        3600,
+        "seconds",
+    ),
+    Flag(
+        "workers",
+        "work.workers",
+        "int",
+        "processes that allocate",
+        1,
+        128,
+        "processes",
+        default_text="cores - 1, at least 1",
+        group="Work",
+    ),
+    Flag("batch", "work.batch", "int", "most orders in one transaction", 1, 1024, "orders"),
+    Flag(
+        "attempts",
+        "work.attempts",
+        "int",
+        "crashes or retries of one order before it is a dead letter",
+        1,
+        100,
+        "attempts",
+    ),
+    Flag(
+        "processor",
+        "work.processor",
+        "text",
+        "what works on the orders",
+        unit="package.module:factory",
+    ),
+    Flag(
+        "data-dir",
+        "data_dir",
+        "path",
+        "database, pid file and ring.path",
+        unit="a directory",
+        group="Data",
+    ),
+    Flag(
+        "database",
+        "database",
+        "text",
+        "SQLAlchemy URL of the database",
+        unit="sqlite:///PATH",
+    ),
+    Flag(
+        "durability",
+        "durability",
+        "choice",
+        "memory: orders survive the death of every process, not of the machine",
+        choices=("memory",),
+    ),
+    Flag(
+        "graceful-timeout",
+        "graceful_timeout_s",
+        "seconds",
+        "longest drain at TERM",
+        0,
+        86_400,
+        "seconds",
+        group="Process",
+    ),
+    Flag(
+        "log-level",
+        "log.level",
+        "choice",
+        "least level that is logged",
+        choices=("debug", "info", "warning", "error"),
+    ),
+    Flag("log-format", "log.format", "choice", "form of a log line", choices=("text", "json")),
+)
+BY_NAME = {flag.name: flag for flag in FLAGS}
+BY_VARIABLE = {flag.variable: flag for flag in FLAGS}

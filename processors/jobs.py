@@ -1,0 +1,79 @@
+"""A job: one item of the ring in a worker's hand, read as far as it can be."""
+
+from __future__ import annotations
+
+import traceback
+
+import msgspec
+from msgspec import Struct
+
+from processors.pipeline import Work
+from processors.schema import body_hash, load_header, load_order
+from ringbuf import Item, Reader
+
+CAUSE_CHARACTERS_MAX = 8192
+CAUSE_HEAD_CHARACTERS = 2048
+
+# Reasons of dead orders.
+DAMAGED = "damaged"
+UNREADABLE = "unreadable"
+PROCESSOR_ERROR = "processor_error"
+RETRIES_EXHAUSTED = "retries_exhausted"
+
+
+class Death(Struct, frozen=True):
+    """Why an order is dead. `bare`: store its bytes instead of its fields, which the database may
+    be what refused."""
+
+    reason: str
+    cause: str
+    bare: bool = False
+
+
+class Job(Struct):
+    """`work` is None for an item that can't be read; then, and once its order has failed for good,
+    `death` says why. `retries` counts what the processor asked for, not the deaths of workers."""
+
+    reader: Reader
+    item: Item
+    taken_us: int
+    work: Work | None
+    body_hash: bytes | None
+    retries: int = 0
+    death: Death | None = None
+
+    @property
+    def tries(self) -> int:
+        """How often the order was tried before, by this worker or by one that died."""
+        return self.item.attempts + self.retries
+
+    def again(self) -> None:
+        """Counts a retry."""
+        self.retries += 1
+        if self.work is not None:
+            self.work = msgspec.structs.replace(self.work, tries=self.tries)
+
+
+def read_job(reader: Reader, item: Item, taken_us: int) -> Job:
+    """The item as a job; a damaged or unreadable one is dead from the start."""
+    if item.damaged:
+        cause = f"damaged in shared memory: the checksum of slot {item.sequence} does not fit"
+        return Job(reader, item, taken_us, None, None, 0, Death(DAMAGED, cause, bare=True))
+    try:
+        order = load_order(item.payload)
+        seal = load_header(item.header).body_hash if item.header else body_hash(item.payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        death = Death(UNREADABLE, f"no order: {describe(error)}", bare=True)
+        return Job(reader, item, taken_us, None, None, 0, death)
+    work = Work(item.key, item.sequence, order, item.accepted_ns // 1000, item.attempts)
+    return Job(reader, item, taken_us, work, seal)
+
+
+def describe(error: BaseException) -> str:
+    """The traceback as text that every database takes, beginning and end of one that is long."""
+    text = "".join(traceback.format_exception(error)).replace("\0", "\\0")
+    if len(text) > CAUSE_CHARACTERS_MAX:
+        omitted = len(text) - CAUSE_CHARACTERS_MAX
+        tail = text[-(CAUSE_CHARACTERS_MAX - CAUSE_HEAD_CHARACTERS) :]
+        text = f"{text[:CAUSE_HEAD_CHARACTERS]}\n... {omitted} characters ...\n{tail}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

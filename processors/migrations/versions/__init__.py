@@ -1,0 +1,1 @@
+"""One module per version. A version that was released is never edited."""

@@ -1,0 +1,86 @@
+"""Writes outcomes: one row per order and one event in the outbox, in the worker's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from processors.instants import now_us
+from processors.jobs import Job
+from processors.pipeline import Outcome
+from processors.statements import Hot, HotKeys, Row
+from processors.tables import orders, outbox
+
+CONTENT = ("customer", "reference", "metadata", "lines", "body_hash")
+NO_CONTENT: Row = (None,) * len(CONTENT)
+
+Settled = tuple[Job, Outcome | None]
+
+
+class Recorder:
+    """The statements that every batch runs, whatever its processor. `epoch`: of the ring."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch.to_bytes(8, "big")
+        self._known = HotKeys(lambda keys: sa.select(orders.c.id).where(orders.c.id.in_(keys)))
+        self._insert_orders = Hot(
+            sa.insert(orders),
+            *("id", "round", "status", "reason", *CONTENT),
+            *("ring_epoch", "ring_sequence", "accepted_us", "taken_us", "committed_us"),
+            *("attempts", "cause", "payload"),
+        )
+        self._insert_events = Hot(sa.insert(outbox), "order_id", "round", "type", "created_us")
+        self._encode = msgspec.json.Encoder().encode
+
+    def known(self, transaction: Connection, order_ids: Sequence[bytes]) -> set[bytes]:
+        """Which of the ids have an outcome already."""
+        return {row[0] for row in self._known.all(transaction, order_ids)}
+
+    def record(self, transaction: Connection, settled: Sequence[Settled]) -> None:
+        """Stores what became of each job; None stands for the job's death."""
+        now = now_us()
+        self._insert_orders.many(transaction, [self._order_row(*one, now) for one in settled])
+        self._insert_events.many(
+            transaction,
+            [
+                (job.item.key, job.item.round, f"order.{_status(outcome)}", now)
+                for job, outcome in settled
+            ],
+        )
+
+    def _order_row(self, job: Job, outcome: Outcome | None, now: int) -> Row:
+        item, death = job.item, job.death
+        bare = death is not None and death.bare
+        return (
+            item.key,
+            item.round,
+            _status(outcome),
+            outcome.reason if outcome else death and death.reason,
+            *(NO_CONTENT if bare else self._content(job)),
+            self._epoch,
+            item.sequence,
+            item.accepted_ns // 1000,
+            job.taken_us,
+            now,
+            job.tries + 1,
+            death and death.cause,
+            item.payload if bare else None,
+        )
+
+    def _content(self, job: Job) -> Row:
+        assert job.work is not None
+        order = job.work.order
+        return (
+            order.customer,
+            order.reference,
+            self._encode(order.metadata).decode() if order.metadata else None,
+            self._encode(order.lines).decode(),
+            job.body_hash,
+        )
+
+
+def _status(outcome: Outcome | None) -> str:
+    return "dead" if outcome is None else outcome.status

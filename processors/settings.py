@@ -1,0 +1,334 @@
+"""Every setting of Rasher, read by the table in flags.py into frozen structs, passed down.
+
+A setting is taken from the first place that has it:
+
+    --capacity 200   >   RASHER_CAPACITY=200   >   capacity = 200 in rasher.toml   >   default
+
+The same word names it everywhere: the variable is the flag in capitals with `_` for `-`, the key in
+the file is the flag without its dashes. The file is `rasher.toml` in the working directory, or the
+one that `--config` (RASHER_CONFIG) names. What nobody knows is refused in all three places, a
+misspelt RASHER_ variable too: a setting that silently does nothing is worse than a failed start.
+Bare numbers are seconds or bytes. Relative paths are taken from the working directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from processors.flags import BY_NAME, BY_VARIABLE, FLAGS, NUMBERS, Flag
+
+DEFAULT_FILE = "rasher.toml"
+# RASHER_ variables that are no settings of a running Rasher: where the file is, and the build's.
+OTHER_VARIABLES = frozenset({"RASHER_CONFIG", "RASHER_SANITIZE"})
+HELP_FLAGS = ("-h", "--help")
+
+SQLITE_PREFIXES = ("sqlite:///", "sqlite+pysqlite:///")
+FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", re.ASCII)
+
+CONFIG = "config"
+
+Value = str | int | float
+
+
+class SettingsError(Exception):
+    """A setting that can't be used; the text names value, limit and flag. Exit code 2."""
+
+
+def cores() -> int:
+    """CPUs that this process may run on (fewer than the machine's in a container)."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_workers() -> int:
+    return max(1, cores() - 1)
+
+
+class RingSettings(Struct, frozen=True):
+    ring_dir: str = "/dev/shm"  # noqa: S108 - tmpfs is what the ring is made for
+    capacity: int = 100
+    slot_bytes: int = 16384
+    full_timeout_s: float = 10.0
+
+
+class HttpSettings(Struct, frozen=True):
+    host: str = "127.0.0.1"
+    port: int = 8000
+    fronts: int = 1
+    max_connections: int = 4096
+    max_body_bytes: int = 65536
+
+
+class WorkSettings(Struct, frozen=True):
+    workers: int = msgspec.field(default_factory=default_workers)
+    batch: int = 64
+    attempts: int = 3
+    processor: str = "processors.pipeline:fefo"
+
+
+class LogSettings(Struct, frozen=True):
+    level: str = "info"
+    format: str = "text"
+
+
+class Settings(Struct, frozen=True):
+    """data_dir is absolute, database a SQLAlchemy URL whose path is absolute."""
+
+    data_dir: str
+    database: str
+    durability: str = "memory"
+    graceful_timeout_s: float = 30.0
+    ring: RingSettings = RingSettings()
+    http: HttpSettings = HttpSettings()
+    work: WorkSettings = msgspec.field(default_factory=WorkSettings)
+    log: LogSettings = LogSettings()
+
+
+# The structs' defaults in one place; data-dir and database are made absolute by build().
+BARE = Settings(data_dir="./var", database="sqlite:///DATA_DIR/rasher.db")
+
+
+class Given(Struct, frozen=True):
+    """A value as it was written, and where: `--port 0`, `RASHER_PORT=0`, `port = 0 in a.toml`."""
+
+    value: Value
+    where: str
+
+
+def load_settings(
+    argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> tuple[Settings, list[str]]:
+    """-> the settings, and what of argv is no setting: the verb and its own arguments.
+
+    argv is without the program's name. Raises SettingsError.
+    """
+    environ = os.environ if environ is None else environ
+    flags, rest = split_flags(argv)
+    path = flags.pop(CONFIG, None) or environ.get("RASHER_CONFIG")
+    given = {
+        **read_file(path),
+        **read_variables(environ),
+        **{name: Given(text, f"--{name} {text}") for name, text in flags.items()},
+    }
+    return build({name: check(BY_NAME[name], one) for name, one in given.items()}), rest
+
+
+def split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes the settings' flags out of argv, wherever they stand; the last of two counts."""
+    flags: dict[str, str] = {}
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or (name not in BY_NAME and name != CONFIG):
+            rest.append(word)
+            continue
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise SettingsError(f"--{name} needs a value: {describe(name)}")
+        flags[name] = value
+    return flags, rest
+
+
+def describe(name: str) -> str:
+    return f"{BY_NAME[name].range_text} (--{name})" if name in BY_NAME else "a file (--config)"
+
+
+def unknown_flag(word: str) -> SettingsError:
+    name = word.lstrip("-").partition("=")[0]
+    return SettingsError(f"{word}: no such flag{guess(name, BY_NAME, '--')}; --help lists them all")
+
+
+def guess(word: str, known: Mapping[str, object], prefix: str = "") -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {prefix}{near[0]}?" if near else ""
+
+
+def read_variables(environ: Mapping[str, str]) -> dict[str, Given]:
+    given = {}
+    for variable, text in environ.items():
+        if not variable.startswith("RASHER_") or variable in OTHER_VARIABLES:
+            continue
+        if variable not in BY_VARIABLE:
+            raise SettingsError(
+                f"{variable}: no such variable{guess(variable, BY_VARIABLE)}; --help lists them all"
+            )
+        name = BY_VARIABLE[variable].name
+        given[name] = Given(text, f"{variable}={text} (--{name})")
+    return given
+
+
+def read_file(path: str | None) -> dict[str, Given]:
+    """The values of the toml file; without `path`, of rasher.toml if there is one here."""
+    file = Path(path or DEFAULT_FILE)
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if path is None:
+            return {}
+        raise SettingsError(f"--config {file}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file} (--config): {error}") from error
+    given = {}
+    for key, value in table.items():
+        if key not in BY_NAME:
+            raise SettingsError(f"{file}: no such key: {key}{guess(key, BY_NAME)}")
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise SettingsError(f"{key} in {file} must be {describe(key)}")
+        given[key] = Given(value, f"{key} = {value} in {file} (--{key})")
+    return given
+
+
+def check(flag: Flag, given: Given) -> Value:
+    """-> the value in its type and range, or SettingsError."""
+    if flag.name == "durability" and given.value == "disk":
+        raise SettingsError(
+            f"{given.where}: there is no journal yet, so nothing would survive a power loss; "
+            "use --durability memory"
+        )
+    if flag.kind in NUMBERS:
+        return check_number(flag, given)
+    text = given.value
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise SettingsError(f"{given.where}: must be {flag.range_text}")
+    if flag.choices and text not in flag.choices:
+        raise SettingsError(f"{given.where}: must be {flag.range_text}")
+    if flag.kind == "path":
+        return check_path(given, text)
+    own = CHECKS.get(flag.name)
+    return own(given, text) if own else text
+
+
+def check_number(flag: Flag, given: Given) -> int | float:
+    whole = flag.kind != "seconds"
+    number = parse_number(given.value, whole)
+    if number is None:
+        word = "a whole number" if whole else "a number"
+        raise SettingsError(f"{given.where}: must be {word}, {flag.range_text}")
+    if not flag.low <= number <= flag.high:
+        raise SettingsError(f"{given.where}: out of range, must be {flag.range_text}")
+    if flag.name == "slot-bytes" and number % 64:
+        raise SettingsError(
+            f"{given.where}: must be a multiple of 64, {flag.range_text}; "
+            f"the next one is {number + -number % 64}"
+        )
+    return number
+
+
+def parse_number(value: Value, whole: bool) -> int | float | None:
+    """None for what is no finite number; ASCII digits only, no `1_000` and no blanks."""
+    if isinstance(value, str):
+        pattern = r"-?[0-9]{1,18}" if whole else r"-?[0-9]{1,18}(\.[0-9]{1,9})?"
+        if not re.fullmatch(pattern, value):
+            return None
+        return int(value) if whole else float(value)
+    if whole:
+        return value if isinstance(value, int) else None
+    return float(value) if math.isfinite(value) and abs(value) < 10**18 else None
+
+
+def check_path(given: Given, text: str) -> str:
+    if "?" in text:  # in the database's URL it would begin the options
+        raise SettingsError(f"{given.where}: must be {BY_NAME['data-dir'].range_text} without `?`")
+    # Resolved, for it is the ring's label too: one directory, one name.
+    return str(Path(text).resolve())
+
+
+def check_host(given: Given, text: str) -> str:
+    if text == "localhost":
+        return text
+    try:
+        loopback = ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise SettingsError(
+            f"{given.where}: must be {BY_NAME['host'].range_text}: there are no keys yet, "
+            "and without them anybody on the network could order"
+        )
+    return text
+
+
+def check_database(given: Given, text: str) -> str:
+    """-> the URL with an absolute path. The value is not repeated: a URL may hold a password."""
+    prefix = next((one for one in SQLITE_PREFIXES if text.startswith(one)), None)
+    if prefix is None:
+        scheme = text.partition(":")[0]
+        raise SettingsError(
+            f"--database {scheme}: only SQLite works in this version; use sqlite:///PATH"
+        )
+    path, mark, options = text.removeprefix(prefix).partition("?")
+    if not path or path == ":memory:" or path.startswith("file:"):
+        raise SettingsError(
+            f"{given.where}: must be a file, sqlite:///PATH: fronts and workers are processes of "
+            "their own and would each see another database in memory"
+        )
+    return f"{prefix}{Path(path).absolute()}{mark}{options}"
+
+
+def check_processor(given: Given, text: str) -> str:
+    if not FACTORY.fullmatch(text):
+        raise SettingsError(
+            f"{given.where}: must be package.module:factory, "
+            f"as in {BARE.work.processor} (--processor)"
+        )
+    return text
+
+
+CHECKS = {"host": check_host, "database": check_database, "processor": check_processor}
+
+
+def build(values: dict[str, Value]) -> Settings:
+    """The structs from checked values by flag name."""
+    values.setdefault("data-dir", str(Path(BARE.data_dir).resolve()))
+    values.setdefault("database", f"sqlite:///{values['data-dir']}/rasher.db")
+    sections: dict[str, dict[str, Value]] = {"": {}}
+    for name, value in values.items():
+        section, _, field = BY_NAME[name].place.rpartition(".")
+        sections.setdefault(section, {})[field] = value
+    own: dict[str, Any] = sections.pop("")
+    for section, fields in sections.items():
+        own[section] = msgspec.structs.replace(getattr(BARE, section), **fields)
+    return Settings(**own)
+
+
+def default_of(flag: Flag) -> Value:
+    section, _, field = flag.place.rpartition(".")
+    value: Value = getattr(getattr(BARE, section) if section else BARE, field)
+    return value
+
+
+def usage(verbs: Mapping[str, str]) -> str:
+    """The text of --help, made from the table. `verbs`: name -> one line."""
+    lines = ["usage: rasher [VERB] [--FLAG VALUE]...", "", "Without a verb: run. Verbs:"]
+    lines += [f"  {name:<10} {line}" for name, line in verbs.items()]
+    lines += ["", "flag > RASHER_ variable (--data-dir: RASHER_DATA_DIR) > rasher.toml > default."]
+    lines += ["Bare numbers are seconds or bytes. Relative paths start at the working directory."]
+    for flag in FLAGS:
+        lines += ["", f"{flag.group}:"] if flag.group else []
+        lines += flag_lines(flag)
+    lines += [
+        "",
+        "File:",
+        f"{'  --config':<22}a toml file with the same names, as in data-dir = './var'",
+    ]
+    lines += [f"{'':22}default {DEFAULT_FILE} if there is one here [RASHER_CONFIG]"]
+    return "\n".join(lines)
+
+
+def flag_lines(flag: Flag) -> list[str]:
+    option = f"  {flag.option}"
+    head = f"{option:<22}{flag.help}"
+    default = flag.default_text or f"{default_of(flag)}".removesuffix(".0")
+    return [head, f"{'':22}{flag.range_text}; default {default} [{flag.variable}]"]

@@ -1,0 +1,169 @@
+"""The database: one engine per process, short transactions, and one error for "not now".
+
+Writers begin with the write lock (BEGIN IMMEDIATE), so that nobody finds out at commit that it read
+something old; readers see one snapshot from their first statement to their last. Every commit is
+synced (synchronous=FULL, set explicitly): WAL's default of NORMAL may show commits that a power
+loss takes back.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+
+from processors import tables
+from processors.sqlite import WRITER, NoWal, Sqlite
+
+BUSY_TIMEOUT_S = 5.0
+CONNECTIONS_MAX = 8
+
+# What the database's state explains rather than the statement: waiting can help, blame can't.
+UNAVAILABLE_CODES = frozenset(
+    {
+        sqlite3.SQLITE_INTERNAL,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_SCHEMA,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+NOT_MIGRATED = re.compile(rf"no such table: (main\.)?({'|'.join(tables.metadata.tables)})$")
+
+
+class StoreError(Exception):
+    """The database can't be used as it is configured; waiting will not help."""
+
+
+class StoreUnavailable(Exception):
+    """The database can't be reached, or stays locked, full or broken: nothing was committed that
+    is known of. The same work can be tried again later; a commit is recognised by its order ids."""
+
+
+class Store:
+    """The database of one process. Any thread may use it; at most `connections_max` at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._writers = engine.execution_options(**{WRITER: True})
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+        connections_max: int = CONNECTIONS_MAX,
+    ) -> Self:
+        """Connects at the first use, not here. Raises StoreError for a URL that names no database.
+
+        A lock is waited for `busy_timeout_s`, and so is one of the `connections_max` connections.
+        """
+        return cls(_make_engine(url, busy_timeout_s, connections_max))
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A snapshot: all statements in here see the same commits. Raises StoreUnavailable."""
+        with _told_apart(self.engine), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that holds the write lock from its begin; it commits when the block ends
+        and rolls back when that raises. Raises StoreUnavailable, then nothing is known to have
+        been committed."""
+        with _told_apart(self.engine), self._writers.connect() as connection, connection.begin():
+            yield connection
+
+    def close(self) -> None:
+        """Ends every connection that is not in use; twice is harmless."""
+        self.engine.dispose()
+
+
+def migrate(url: str) -> None:
+    """Brings the schema to this version's, making the SQLite file and its folder if needed.
+
+    All in one transaction: killed, nothing happened; done by two at once, the second finds it
+    done. Raises StoreUnavailable, and StoreError for a database that a newer Rasher has migrated.
+    """
+    # Alembic takes 0.1 s to import and fronts and workers never need it.
+    from processors.migrate import upgrade  # noqa: PLC0415
+
+    _make_folder(url)
+    store = Store.open(url)
+    try:
+        with store.writing() as connection:
+            upgrade(connection)
+    finally:
+        store.close()
+
+
+def _make_engine(url: str, busy_timeout_s: float, connections_max: int) -> Engine:
+    try:
+        parsed = sa.make_url(url)
+        sqlite = Sqlite(busy_timeout_s) if parsed.get_backend_name() == "sqlite" else None
+        engine = sa.create_engine(
+            parsed,
+            poolclass=sa.QueuePool,
+            pool_size=connections_max,
+            max_overflow=0,
+            pool_timeout=busy_timeout_s,
+            connect_args=sqlite.arguments() if sqlite else {},
+        )
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
+        raise StoreError(f"database URL of no database: {error} (--database)") from error
+    if sqlite is not None:
+        event.listen(engine, "connect", sqlite.on_connect)
+        event.listen(engine, "begin", sqlite.on_begin)
+    return engine
+
+
+@contextmanager
+def _told_apart(engine: Engine) -> Iterator[None]:
+    """Lets errors through as they are, except those that StoreUnavailable stands for."""
+    try:
+        yield
+    except NoWal as error:
+        raise StoreError(f"{error} (--database)") from error
+    except (sa.exc.TimeoutError, sa.exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        if isinstance(error, sa.exc.TimeoutError) or _is_unavailable(cause):
+            raise StoreUnavailable(f"the database is not available: {cause}") from error
+        raise
+
+
+def _is_unavailable(error: BaseException | None) -> bool:
+    if not isinstance(error, sqlite3.Error):
+        return False
+    # Extended codes keep the primary one in the low byte.
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    return code in UNAVAILABLE_CODES or NOT_MIGRATED.search(str(error)) is not None
+
+
+def _make_folder(url: str) -> None:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise StoreError(f"database URL of no database: {error} (--database)") from error
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return
+    folder = Path(parsed.database).absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"the database's folder can't be made: {error}") from error

@@ -1,0 +1,133 @@
+"""The tables, in SQLAlchemy Core. `migrations/` makes them; a test proves that both agree.
+
+Quantities are whole thousandths and instants are microseconds since 1970 UTC, both 64-bit integers.
+Text that decides an order of use (`sku`, `lot_id`) compares byte by byte on every database.
+
+On SQLite every table is STRICT: a float or a text can't creep into a quantity.
+
+There is no table of allocations. An allocation *is* a movement of kind `allocate`: a second row
+with the same numbers would cost one more write per order, and could disagree with the first.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+# SQLite knows one integer, of 64 bits, and only INTEGER PRIMARY KEY is its row number.
+BigInt = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+ByteText = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+metadata = sa.MetaData()
+
+# One row per order with a final outcome. `ring_epoch` and `ring_sequence` say which slot it came
+# through: within one epoch the sequence is the order of arrival. `payload` keeps the bytes of an
+# order that can't be read as one (of a damaged one all of its slot's, record header first).
+# `cause` explains a dead order to people, `reason` to programs.
+orders = sa.Table(
+    "orders",
+    metadata,
+    sa.Column("id", sa.LargeBinary(16), primary_key=True),
+    sa.Column("round", BigInt, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("customer", sa.Text),
+    sa.Column("reference", sa.Text),
+    sa.Column("metadata", sa.Text),
+    sa.Column("lines", sa.Text),
+    sa.Column("body_hash", sa.LargeBinary(16)),
+    sa.Column("ring_epoch", sa.LargeBinary(8), nullable=False),
+    sa.Column("ring_sequence", BigInt, nullable=False),
+    sa.Column("accepted_us", BigInt, nullable=False),
+    sa.Column("taken_us", BigInt, nullable=False),
+    sa.Column("committed_us", BigInt, nullable=False),
+    sa.Column("attempts", BigInt, nullable=False),
+    sa.Column("cause", sa.Text),
+    sa.Column("payload", sa.LargeBinary),
+    sa.CheckConstraint("status IN ('allocated', 'rejected', 'dead')", name="orders_status"),
+    sqlite_with_rowid=False,
+    sqlite_strict=True,
+)
+
+# The row that is locked before a sku's stock is read or changed. `seq` = its last movement.
+skus = sa.Table(
+    "skus",
+    metadata,
+    sa.Column("id", BigInt, primary_key=True),
+    sa.Column("sku", ByteText, nullable=False, unique=True),
+    sa.Column("seq", BigInt, nullable=False),
+    sqlite_strict=True,
+)
+
+# `available` is the sum of the lot's movements, kept so that nobody has to add them up.
+lots = sa.Table(
+    "lots",
+    metadata,
+    sa.Column("id", BigInt, primary_key=True),
+    sa.Column("lot_id", ByteText, nullable=False, unique=True),
+    sa.Column("sku_id", BigInt, sa.ForeignKey("skus.id"), nullable=False),
+    sa.Column("received", BigInt, nullable=False),
+    sa.Column("available", BigInt, nullable=False),
+    sa.Column("expires_us", BigInt, nullable=False),
+    sa.Column("received_us", BigInt, nullable=False),
+    sa.Column("supplier", sa.Text),
+    sa.Column("body_hash", sa.LargeBinary(16), nullable=False),
+    sa.CheckConstraint("available >= 0", name="lots_available"),
+    sqlite_strict=True,
+)
+
+# Every lot in the order of use, for pages and for the audit; written only when a lot is entered.
+lots_in_order = sa.Index(
+    "lots_in_order", lots.c.sku_id, lots.c.expires_us, lots.c.received_us, lots.c.lot_id
+)
+
+# What an order may be given from, in the order of use. Spent lots leave the index, so an order
+# costs the same on the first day and after a million lots.
+IN_STOCK = sa.text("available > 0")
+lots_in_stock = sa.Index(
+    "lots_in_stock",
+    lots.c.sku_id,
+    lots.c.expires_us,
+    lots.c.received_us,
+    lots.c.lot_id,
+    sqlite_where=IN_STOCK,
+    postgresql_where=IN_STOCK,
+)
+# Append-only. `at_us` is the moment used: an allocation may not touch a lot expired by then.
+# `order_id` has no foreign key: the pipeline writes movements before the worker writes the order,
+# a deferred check would cost a look-up per row, and the audit proves the same in both directions.
+movements = sa.Table(
+    "movements",
+    metadata,
+    sa.Column("sku_id", BigInt, primary_key=True, autoincrement=False),
+    sa.Column("seq", BigInt, primary_key=True, autoincrement=False),
+    sa.Column("lot", BigInt, sa.ForeignKey("lots.id"), nullable=False),
+    sa.Column("delta", BigInt, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("order_id", sa.LargeBinary(16)),
+    sa.Column("at_us", BigInt, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.CheckConstraint("kind IN ('receive', 'adjust', 'allocate')", name="movements_kind"),
+    sa.CheckConstraint("(kind = 'allocate') = (order_id IS NOT NULL)", name="movements_order_id"),
+    sqlite_with_rowid=False,
+    sqlite_strict=True,
+)
+OF_AN_ORDER = sa.text("order_id IS NOT NULL")
+movements_of_order = sa.Index(
+    "movements_of_order",
+    movements.c.order_id,
+    sqlite_where=OF_AN_ORDER,
+    postgresql_where=OF_AN_ORDER,
+)
+
+# One event per outcome, in the transaction of the outcome. `id` is only its place in the queue;
+# what identifies an event to a receiver is (order_id, round, type), which survives a restore.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", BigInt, primary_key=True),
+    sa.Column("order_id", sa.LargeBinary(16), nullable=False),
+    sa.Column("round", BigInt, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("created_us", BigInt, nullable=False),
+    sqlite_strict=True,
+)

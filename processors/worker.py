@@ -1,0 +1,272 @@
+"""BaconWorker: takes orders out of the ring and settles them, and the process that runs one.
+
+A batch goes through these steps, and may be killed before and after each of them:
+
+    take      the items lie in this worker's hand until they are released
+    commit    ONE transaction: known orders are skipped, the others decided and recorded
+    bump      whoever waits for outcomes looks again
+    release   the items leave the hand, for good
+
+Killed before the commit nothing has happened; killed after it, whoever gets the hand next finds the
+ids in the database and only releases. So every accepted order takes effect exactly once.
+
+When it goes wrong:
+
+    the database is away, locked, full   nobody's fault: the batch stays in hand, the same again
+                                         after a pause that doubles up to BACKOFF_MAX_S
+    the processor raised, a batch        rolled back, its orders are run one by one
+    ... on one order: Retry              stays in hand, others go on; the same again after a pause
+                                         that doubles, up to `attempts` times, then dead
+    ... on one order: anything else      dead with the traceback, in a transaction of its own
+    an item is damaged or unreadable     dead with its bytes
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy.engine import Connection
+
+from processors.child import Child, enter
+from processors.instants import now_us
+from processors.jobs import PROCESSOR_ERROR, RETRIES_EXHAUSTED, Death, Job, describe, read_job
+from processors.pipeline import Processor, ProcessorError, Retry, check_outcomes, load_processor
+from processors.recording import Recorder
+from processors.schema import format_uuid
+from processors.stop import Stop
+from processors.store import Store, StoreError, StoreUnavailable
+from ringbuf import Closed, Empty, HandFull, Item, Reader, Ring
+
+log = logging.getLogger("rasher.worker")
+
+# How long an idle worker sleeps at most before it looks whether it shall stop.
+IDLE_S = 0.5
+BACKOFF_MIN_S = 0.05
+BACKOFF_MAX_S = 5.0
+RETRY_MAX_S = 60.0
+DOUBLINGS_MAX = 16
+OUTAGE_LOGGED_EVERY_S = 30.0
+EXIT_CANNOT_START = 3
+
+
+class Stopping(Exception):
+    """Asked to stop while the database is away: what is in hand stays there for the next worker."""
+
+
+class Outage:
+    """Tells of a database that is away: when it begins, now and then, and when it is over."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._told = 0.0
+
+    def note(self, error: StoreUnavailable) -> None:
+        """It is away."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        elif now - self._told < OUTAGE_LOGGED_EVERY_S:
+            return
+        self._told = now
+        log.warning("%s; the batch stays in hand, trying again", error)
+
+    def over(self) -> None:
+        """It answers."""
+        if self._since is not None:
+            log.warning("the database is back after %.1f s", time.monotonic() - self._since)
+            self._since = None
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait after each failure, without end: doubled, capped, and spread, so that workers
+    which failed together don't come back together."""
+    pause_s = BACKOFF_MIN_S
+    while True:
+        yield pause_s * random.uniform(0.5, 1.0)
+        pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+
+
+class Rules(Struct, frozen=True):
+    """batch: most orders in one transaction; attempts: most tries of one that asks for more."""
+
+    batch: int = 64
+    attempts: int = 3
+
+
+class BaconWorker:
+    """Works off hands of one ring. One thread; `stop` may be requested from anywhere."""
+
+    def __init__(
+        self, ring: Ring, store: Store, processor: Processor, rules: Rules, stop: Stop
+    ) -> None:
+        self._ring = ring
+        self._store = store
+        self._processor = processor
+        self._rules = rules
+        self._stop = stop
+        self._recorder = Recorder(ring.epoch)
+        # (when, sequence, job): orders that asked to be tried later. They lie in a hand, so they
+        # are never more than the hands have cells.
+        self._later: list[tuple[float, int, Job]] = []
+        self._outage = Outage()
+        self.redelivered = 0
+
+    def run(self, reader: Reader) -> None:
+        """Takes and settles until the ring is closed and drained, or `stop` is requested."""
+        with suppress(Stopping):
+            while not self._stop.requested:
+                try:
+                    items = reader.take(self._rules.batch, self._patience_s())
+                except Empty:
+                    items = []
+                except (Closed, HandFull) as end:
+                    if isinstance(end, Closed) and not self._later:
+                        return
+                    items = []
+                    self._stop.wait(self._patience_s())
+                self._settle_items(reader, items)
+                self._settle_due()
+
+    def adopt(self, reader: Reader) -> None:
+        """Settles what lies in a hand whose owner is gone; takes nothing new into it.
+
+        Orders that ask for a retry stay in it and are tried by `run`, so leave the reader open.
+        """
+        left = len(reader.held())
+        with suppress(Stopping):
+            while left > 0 and not self._stop.requested:
+                # While a hand has items that nobody was given, a take returns those and no others.
+                items = reader.take(min(self._rules.batch, left), 0)
+                left -= len(items)
+                self._settle_items(reader, items)
+
+    def _patience_s(self) -> float:
+        if not self._later:
+            return IDLE_S
+        return min(IDLE_S, max(0.0, self._later[0][0] - time.monotonic()))
+
+    def _settle_items(self, reader: Reader, items: Sequence[Item]) -> None:
+        if items:
+            taken_us = now_us()
+            self._settle([read_job(reader, item, taken_us) for item in items])
+
+    def _settle_due(self) -> None:
+        now = time.monotonic()
+        while self._later and self._later[0][0] <= now and not self._stop.requested:
+            self._settle([heapq.heappop(self._later)[2]])
+
+    def _settle(self, jobs: list[Job]) -> None:
+        """Commits jobs of one hand together, or finds out whose fault it is that they can't be."""
+        try:
+            self._commit(jobs)
+        except (Stopping, StoreError):
+            raise  # neither is an order's fault
+        except Exception as error:
+            if len(jobs) == 1:
+                self._blame(jobs[0], error)
+                return
+            log.warning("a batch of %d failed, one by one now: %r", len(jobs), error)
+            for job in jobs:
+                self._settle([job])
+
+    def _commit(self, jobs: list[Job]) -> None:
+        for pause_s in pauses():
+            try:
+                with self._store.writing() as transaction:
+                    redelivered = self._decide(transaction, jobs)
+                break
+            except StoreUnavailable as error:
+                self._outage.note(error)
+                if self._stop.wait(pause_s):
+                    raise Stopping from error
+        self._outage.over()
+        self.redelivered += redelivered
+        self._ring.bump_commits()
+        jobs[0].reader.release([job.item for job in jobs])
+
+    def _decide(self, transaction: Connection, jobs: list[Job]) -> int:
+        """Everything that a transaction does. Returns how many were redelivered."""
+        seen = self._recorder.known(transaction, [job.item.key for job in jobs])
+        fresh = []
+        for job in jobs:
+            if job.item.key not in seen:
+                seen.add(job.item.key)
+                fresh.append(job)
+        works = [job.work for job in fresh if job.work is not None and job.death is None]
+        # Now, that is under the write lock: nobody commits an earlier moment after this one.
+        outcomes = self._processor(transaction, works, now_us()) if works else []
+        check_outcomes(outcomes, works)
+        decided = iter(outcomes)
+        self._recorder.record(
+            transaction, [(job, None if job.death else next(decided)) for job in fresh]
+        )
+        return len(jobs) - len(fresh)
+
+    def _blame(self, job: Job, error: Exception) -> None:
+        if job.death is not None and job.death.bare:
+            # Not even its bytes can be stored. It is kept, others go on.
+            log.error("order %s can't be stored: %r", format_uuid(job.item.key), error)
+            self._try_later(job, BACKOFF_MAX_S)
+            return
+        if job.death is not None:
+            job.death = msgspec.structs.replace(job.death, bare=True)
+        elif isinstance(error, Retry) and job.retries + 1 < self._rules.attempts:
+            job.again()
+            self._try_later(job, error.after_s * 2 ** min(job.retries - 1, DOUBLINGS_MAX))
+            return
+        else:
+            reason = RETRIES_EXHAUSTED if isinstance(error, Retry) else PROCESSOR_ERROR
+            job.death = Death(reason, describe(error))
+            log.error("order %s is dead, %s: %r", format_uuid(job.item.key), reason, error)
+        self._settle([job])
+
+    def _try_later(self, job: Job, after_s: float) -> None:
+        due = time.monotonic() + min(after_s, RETRY_MAX_S) * random.uniform(1.0, 1.1)
+        heapq.heappush(self._later, (due, job.item.sequence, job))
+
+
+def serve(child: Child, stop: Stop) -> None:
+    """The work of one worker process, until it is done or asked to stop."""
+    work = child.launch.settings.work
+    store = Store.open(child.launch.settings.database, connections_max=1)
+    rules = Rules(batch=work.batch, attempts=work.attempts)
+    worker = BaconWorker(child.ring, store, load_processor(work.processor), rules, stop)
+    with ExitStack() as readers:
+        readers.callback(store.close)
+        own = readers.enter_context(child.ring.reader(child.launch.index))
+        child.ready()
+        for index in child.launch.adopt:
+            left = readers.enter_context(child.ring.reader(index))
+            worker.adopt(left)
+            if not left.held():
+                left.close()
+        worker.run(own)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m processors.worker --launch-fd N`: exit 0 when done or stopped by TERM."""
+    child = enter(argv)
+    with Stop() as stop:
+        signal.signal(signal.SIGTERM, stop.request)
+        child.watch_parent()
+        try:
+            serve(child, stop)
+        except (ProcessorError, StoreError) as error:
+            log.error("can't start: %s", error)
+            return EXIT_CANNOT_START
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
