@@ -24,6 +24,7 @@ from msgspec import Struct
 from ingest.answers import CLOSE, JSON, Answer, invalid, problem, unavailable
 from ingest.drain import DrainMeter
 from ingest.ids import OrderIds
+from ingest.lookup import Earlier
 from ingest.turns import Turns
 from processors.schema import (
     Invalid,
@@ -52,14 +53,6 @@ class Pending(Struct, frozen=True):
     header: bytes
     digest: bytes
     own_id: bool
-
-
-class Earlier(Struct, frozen=True):
-    """What is known of an order that came before under the same id."""
-
-    digest: bytes
-    status: str
-    position: int = 0
 
 
 class Acceptor:

@@ -8,15 +8,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from ingest.accept import Acceptor, Earlier
+from ingest.accept import Acceptor
 from ingest.database import Database
 from ingest.endpoints import Methods, answering, http_problem, server_problem
 from ingest.health import Readyz, livez
+from ingest.lookup import Lookup
 from ingest.orders import GetOrder, PostOrder
 from ingest.stock import Stock
-from processors.orders import find_body_hash, find_order
 from processors.settings import Settings
-from processors.store import Store
 from ringbuf import Ring, Writer
 
 
@@ -25,10 +24,7 @@ def make_app(settings: Settings, ring: Ring, writer: Writer, database: Database)
     body_bytes_max = settings.http.max_body_bytes
     full_timeout_s = settings.ring.full_timeout_s
 
-    async def find_stored(key: bytes) -> Earlier | None:
-        return await database.ask(find_earlier, key)
-
-    acceptor = Acceptor(ring, writer, find_stored, full_timeout_s)
+    acceptor = Acceptor(ring, writer, Lookup(database).find, full_timeout_s)
     stock = Stock(database, body_bytes_max)
     ready = Readyz(ring, acceptor, database, full_timeout_s)
     app = Starlette(
@@ -47,15 +43,6 @@ def make_app(settings: Settings, ring: Ring, writer: Writer, database: Database)
     # A redirect would lose the body of a POST with many clients.
     app.router.redirect_slashes = False
     return app
-
-
-def find_earlier(store: Store, key: bytes) -> Earlier | None:
-    """What the database knows of an order id; the second look is only for a repeat."""
-    digest = find_body_hash(store, key)
-    if digest is None:
-        return None
-    view = find_order(store, key)
-    return Earlier(digest, "processing" if view is None else view.status)
 
 
 def _route(path: str, **applications: Any) -> Route:

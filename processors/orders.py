@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from processors.quantity import format_quantity
 from processors.schema import format_instant, format_uuid
+from processors.statements import HotKeys
 from processors.store import Store
 from processors.tables import lots, movements, orders, skus
 
@@ -95,17 +97,21 @@ def find_order(store: Store, order_id: bytes) -> OrderView | None:
     )
 
 
-def find_body_hash(store: Store, order_id: bytes) -> bytes | None:
-    """The hash of the body that the id was used with: one look-up by primary key.
+class KnownOrders:
+    """Looks up many ids at once, to compare repeats; the hot read of a front."""
 
-    None for an id that has no outcome yet; b"" for one whose body could not be read, which equals
-    no hash. Raises StoreUnavailable.
-    """
-    with store.reading() as connection:
-        row = connection.execute(
-            sa.select(orders.c.body_hash).where(orders.c.id == order_id)
-        ).one_or_none()
-    return None if row is None else row.body_hash or b""
+    def __init__(self) -> None:
+        columns = orders.c.id, orders.c.body_hash, orders.c.status
+        self._select = HotKeys(lambda keys: sa.select(*columns).where(orders.c.id.in_(keys)))
+
+    def find(self, store: Store, order_ids: Sequence[bytes], /) -> dict[bytes, tuple[bytes, str]]:
+        """(hash of the body, status) of those ids that have an outcome. Raises StoreUnavailable.
+
+        The hash is b"", which equals no other, where the body could not be read.
+        """
+        with store.reading() as connection:
+            rows = self._select.all(connection, order_ids)
+        return {order_id: (body_hash or b"", status) for order_id, body_hash, status in rows}
 
 
 def decode_lines(text: str | None) -> list[tuple[str, int]]:

@@ -25,7 +25,9 @@ class Recorder:
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch.to_bytes(8, "big")
-        self._known = HotKeys(lambda keys: sa.select(orders.c.id).where(orders.c.id.in_(keys)))
+        self._known = HotKeys(
+            lambda keys: sa.select(orders.c.id, orders.c.body_hash).where(orders.c.id.in_(keys))
+        )
         self._insert_orders = Hot(
             sa.insert(orders),
             *("id", "round", "status", "reason", *CONTENT),
@@ -35,9 +37,11 @@ class Recorder:
         self._insert_events = Hot(sa.insert(outbox), "order_id", "round", "type", "created_us")
         self._encode = msgspec.json.Encoder().encode
 
-    def known(self, transaction: Connection, order_ids: Sequence[bytes]) -> set[bytes]:
-        """Which of the ids have an outcome already."""
-        return {row[0] for row in self._known.all(transaction, order_ids)}
+    def known(
+        self, transaction: Connection, order_ids: Sequence[bytes]
+    ) -> dict[bytes, bytes | None]:
+        """Which of the ids have an outcome already, and the hash of the body that it is of."""
+        return {row[0]: row[1] for row in self._known.all(transaction, order_ids)}
 
     def record(self, transaction: Connection, settled: Sequence[Settled]) -> None:
         """Stores what became of each job; None stands for the job's death."""

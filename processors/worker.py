@@ -195,12 +195,7 @@ class BaconWorker:
 
     def _decide(self, transaction: Connection, jobs: list[Job]) -> int:
         """Everything that a transaction does. Returns how many were redelivered."""
-        seen = self._recorder.known(transaction, [job.item.key for job in jobs])
-        fresh = []
-        for job in jobs:
-            if job.item.key not in seen:
-                seen.add(job.item.key)
-                fresh.append(job)
+        fresh = self._fresh(transaction, jobs)
         works = [job.work for job in fresh if job.work is not None and job.death is None]
         # Now, that is under the write lock: nobody commits an earlier moment after this one.
         outcomes = self._processor(transaction, works, now_us()) if works else []
@@ -210,6 +205,22 @@ class BaconWorker:
             transaction, [(job, None if job.death else next(decided)) for job in fresh]
         )
         return len(jobs) - len(fresh)
+
+    def _fresh(self, transaction: Connection, jobs: list[Job]) -> list[Job]:
+        """Those without an outcome; of one id that came twice the first."""
+        seen = self._recorder.known(transaction, [job.item.key for job in jobs])
+        fresh = []
+        for job in jobs:
+            if job.item.key not in seen:
+                seen[job.item.key] = job.body_hash
+                fresh.append(job)
+            elif seen[job.item.key] not in (None, job.body_hash):
+                # Two fronts took the id at the same instant, before either could see the other's.
+                order_id = format_uuid(job.item.key)
+                log.warning(
+                    "order %s came twice with different content: the first counts", order_id
+                )
+        return fresh
 
     def _blame(self, job: Job, error: Exception) -> None:
         if job.death is not None and job.death.bare:

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import msgspec
 
-from processors.orders import find_body_hash, find_order
+from processors.orders import KnownOrders, find_order
 from processors.schema import (
     Line,
     Order,
@@ -70,18 +70,22 @@ def test_a_rejected_order_says_why_and_holds_nothing(house: House) -> None:
 
 def test_an_order_without_an_outcome_is_not_found(house: House) -> None:
     assert find_order(house.store, uuid4().bytes) is None
-    assert find_body_hash(house.store, uuid4().bytes) is None
+    assert KnownOrders().find(house.store, [uuid4().bytes]) == {}
 
 
-def test_the_body_hash_is_that_of_the_payload(house: House) -> None:
+def test_the_body_hash_is_that_of_the_payload_however_many_ids_are_asked_for(
+    house: House,
+) -> None:
     key = house.put_bytes(encode_order(ORDER))
     house.work()
-    assert find_body_hash(house.store, key) == body_hash(encode_order(ORDER))
+    others = [uuid4().bytes for _ in range(300)]
+    found = KnownOrders().find(house.store, [*others, key])
+    assert found == {key: (body_hash(encode_order(ORDER)), "rejected")}
 
 
 def test_an_unreadable_order_has_a_hash_that_equals_none(house: House) -> None:
     key = house.put_bytes(b"\xc1 no msgpack")
     house.work()
-    assert find_body_hash(house.store, key) == b""
+    assert KnownOrders().find(house.store, [key]) == {key: (b"", "dead")}
     found = house.view(key).to_json_dict()
     assert (found["status"], found["reason"], found["lines"]) == ("dead", "unreadable", [])

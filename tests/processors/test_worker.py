@@ -108,7 +108,9 @@ def test_a_redelivered_order_takes_no_effect_again(house: House) -> None:
     assert house.audit().ok
 
 
-def test_of_the_same_id_twice_in_a_batch_the_first_counts(house: House) -> None:
+def test_of_the_same_id_twice_in_a_batch_the_first_counts(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     house.stock(house.lot("a", "HAM", 10_000))
     key = house.put(("HAM", 1000))
     house.put(("HAM", 3000), key=key)
@@ -122,6 +124,7 @@ def test_of_the_same_id_twice_in_a_batch_the_first_counts(house: House) -> None:
 
     assert house.work(process).redelivered == 1
     assert asked == [[key, other]]
+    assert "came twice with different content" in caplog.text
     assert house.given(key) == [("HAM", "a", "1")]
     assert house.given(other) == [("HAM", "a", "1")]
     assert house.audit().ok
