@@ -35,5 +35,5 @@ setup(
             extra_link_args=link_args,
         )
     ],
-    options={} if ABI3 else {"bdist_wheel": {"py_limited_api": False}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

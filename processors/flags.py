@@ -119,7 +119,7 @@ FLAGS: tuple[Flag, ...] = (
         "attempts",
         "work.attempts",
         "int",
-        "crashes or retries of one order before it is a dead letter",
+        "tries of an order whose processor asks for another, before it is dead",
         1,
         100,
         "attempts",

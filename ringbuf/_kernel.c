@@ -60,7 +60,8 @@ typedef struct {
     PyObject_HEAD
     rb_ring ring;
     char label[RB_LABEL_MAX + 1];
-    int open, users; /* unmapped by the last user after detach */
+    int open; /* 0: detached; calls are refused, those inside end, the last of them unmaps */
+    _Atomic uint32_t users, leaving; /* changed with the GIL held; waits look without it */
     unsigned forks;
     Py_ssize_t parked; /* pending puts of this process: nobody overtakes them */
 } Mapping;
@@ -68,11 +69,13 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     Mapping *mapping;
+    int closed;
 } Putter;
 
 typedef struct {
     PyObject_HEAD
     Mapping *mapping;
+    int closed; /* as far as here it is a Putter */
     uint32_t index, free_count, undelivered;
     uint64_t *stamps; /* per cell: what lies there; 0: free */
     uint8_t *delivered;
@@ -94,18 +97,26 @@ static void free_object(PyObject *self) {
     Py_DECREF(type);
 }
 
-static int enter(Mapping *m) {
+static int detached(void) { return PyErr_SetString(RingError, "this ring is detached"), -1; }
+
+static int enter_leaving(Mapping *m) {
     if (m->forks != forks) {
         PyErr_SetString(RingError, "this ring was attached before a fork: attach it anew here");
         return -1;
     }
-    if (!m->open) return PyErr_SetString(RingError, "this ring is detached"), -1;
+    if (!m->open) return detached();
     m->users++;
     return 0;
 }
 
+static int enter(Mapping *m) { return m->leaving ? detached() : enter_leaving(m); }
+
 static void leave(Mapping *m) {
-    if (--m->users == 0 && !m->open && m->ring.base) {
+    if (--m->users) {
+        return;
+    } else if (m->open) {
+        if (m->leaving) syscall(SYS_futex, &m->users, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+    } else if (m->ring.base) {
         munmap(m->ring.base, m->ring.file_bytes);
         m->ring.base = NULL;
     }
@@ -149,18 +160,24 @@ static const char *geometry_fault(const rb_ring *r) {
 
 static PyObject *mapping_bytes_needed(PyObject *type, PyObject *args) {
     (void)type;
-    rb_ring r = {0};
-    unsigned long long capacity;
-    if (!PyArg_ParseTuple(args, "KIIII", &capacity, &r.slot_bytes, &r.readers, &r.writers, &r.hand))
+    PyObject *given[5];
+    uint32_t n[5];
+    if (!PyArg_ParseTuple(args, "OOOOO", &given[0], &given[1], &given[2], &given[3], &given[4]))
         return NULL;
-    r.capacity = capacity;
+    for (int i = 0; i < 5; i++) { /* what is too large for its field becomes 0: out of range, too */
+        int overflow;
+        long long value = PyLong_AsLongLongAndOverflow(given[i], &overflow);
+        if (PyErr_Occurred()) return NULL;
+        n[i] = overflow || value < 0 || value > UINT32_MAX ? 0 : (uint32_t)value;
+    }
+    rb_ring r = {.capacity = n[0], .slot_bytes = n[1], .readers = n[2], .writers = n[3], .hand = n[4]};
     const char *fault = geometry_fault(&r);
     if (fault)
         return PyErr_Format(PyExc_ValueError,
-                            "%s is out of range: capacity %llu (1..%u), slot_bytes %u (multiple of "
-                            "64 in 128..%u), readers %u and writers %u (1..%u), hand %u (1..%u)",
-                            fault, capacity, RB_CAPACITY_MAX, r.slot_bytes, RB_SLOT_BYTES_MAX,
-                            r.readers, r.writers, RB_PARTICIPANTS_MAX, r.hand, RB_HAND_MAX);
+                            "%s is out of range: capacity %R (1..%u), slot_bytes %R (multiple of "
+                            "64 in 128..%u), readers %R and writers %R (1..%u), hand %R (1..%u)",
+                            fault, given[0], RB_CAPACITY_MAX, given[1], RB_SLOT_BYTES_MAX, given[2],
+                            given[3], RB_PARTICIPANTS_MAX, given[4], RB_HAND_MAX);
     rb_lay_out(&r, NULL);
     return PyLong_FromUnsignedLongLong(r.file_bytes);
 }
@@ -244,7 +261,7 @@ static PyObject *mapping_attach(PyObject *type, PyObject *args) {
         PyErr_SetObject(Misfit, fault);
         Py_DECREF(fault);
     } else if (!PyErr_Occurred() && !map_file(m, fd, m->ring.file_bytes)) {
-        if (rb_tail(&m->ring) - rb_head(&m->ring) <= m->ring.capacity) {
+        if (rb_cursors_fit(&m->ring)) {
             memcpy(m->label, header.label, header.label_bytes);
             return (PyObject *)m;
         }
@@ -252,6 +269,27 @@ static PyObject *mapping_attach(PyObject *type, PyObject *args) {
     }
     Py_DECREF(m);
     return NULL;
+}
+
+/* leave(patience_s) -> bool: refuses new calls, ends the waits; True when nobody is inside. */
+static PyObject *mapping_leave(PyObject *self, PyObject *patience_s) {
+    Mapping *m = (Mapping *)self;
+    double seconds = PyFloat_AsDouble(patience_s);
+    if (PyErr_Occurred() || enter_leaving(m)) return NULL;
+    m->leaving = 1;
+    rb_shared *shared = m->ring.shared;
+    rb_signal(&shared->writers.event);
+    rb_signal(&shared->readers.event);
+    rb_signal(&shared->commit_event);
+    leave(m);
+    int64_t deadline = rb_deadline((int64_t)(seconds * 1e9)), left = 1;
+    Py_BEGIN_ALLOW_THREADS
+    for (uint32_t seen; (seen = m->users) && left > 0;) {
+        struct timespec t = rb_timespec(left = deadline - rb_clock_ns(CLOCK_MONOTONIC));
+        if (left > 0) syscall(SYS_futex, &m->users, FUTEX_WAIT_PRIVATE, seen, &t, NULL, 0);
+    }
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(!m->users);
 }
 
 static PyObject *mapping_detach(PyObject *self, PyObject *none) {
@@ -367,10 +405,11 @@ static PyObject *mapping_get_label(PyObject *self, void *unused) {
     return PyUnicode_FromString(((Mapping *)self)->label);
 }
 
-static PyObject *mapping_park(PyObject *self, PyObject *by) {
-    long step = PyLong_AsLong(by);
+/* park(n): so many puts of this process wait. */
+static PyObject *mapping_park(PyObject *self, PyObject *pending) {
+    long count = PyLong_AsLong(pending);
     if (PyErr_Occurred()) return NULL;
-    ((Mapping *)self)->parked += step;
+    ((Mapping *)self)->parked = count;
     Py_RETURN_NONE;
 }
 
@@ -404,6 +443,7 @@ static int search_slots(Search *s) {
         s->stamp = at + 1;
         return 1;
     }
+    atomic_thread_fence(memory_order_acquire); /* whoever overwrote a slot saw its item in a hand */
     return 0;
 }
 
@@ -472,6 +512,7 @@ static int collect_waiting(const Mapping *m, rb_slot *copy, PyObject *list) {
         rb_slot *slot = rb_slot_at(r, at);
         if (append_copy(list, m, copy, &slot->stamp, slot, at + 1, 0, -1)) return -1;
     }
+    atomic_thread_fence(memory_order_acquire); /* as in search_slots */
     return 0;
 }
 
@@ -540,7 +581,7 @@ static PyObject *mapping_swap_participant(PyObject *self, PyObject *args) {
     Mapping *m = (Mapping *)self;
     unsigned int i;
     unsigned long long seen, wanted;
-    if (!PyArg_ParseTuple(args, "IKK", &i, &seen, &wanted) || enter(m)) return NULL;
+    if (!PyArg_ParseTuple(args, "IKK", &i, &seen, &wanted) || enter_leaving(m)) return NULL;
     _Atomic uint64_t *identity = identity_of(m, i);
     uint64_t expected = seen;
     int swapped = identity && atomic_compare_exchange_strong(identity, &expected, wanted);
@@ -564,7 +605,7 @@ static PyObject *mapping_set_closed(PyObject *self, PyObject *args) {
 /* ---- waiting ------------------------------------------------------------------------------ */
 
 typedef struct {
-    rb_ring *ring;
+    const Mapping *mapping;
     _Atomic uint32_t *event;
     _Atomic uint64_t *rescues;
     int (*look)(void *, int64_t patience_ns); /* RB_EMPTY, RB_FULL, RB_BUSY: go on waiting */
@@ -589,7 +630,7 @@ static int wait_round(const Wait *w, int64_t slice_ns) {
     if (status == RB_BUSY) return w->look(w->context, slice_ns); /* sleeps at the lock */
     uint32_t seen = rb_announce(w->event);
     status = w->look(w->context, slice_ns);
-    if (!undecided(status) || status == RB_BUSY) return status;
+    if (!undecided(status) || status == RB_BUSY || w->mapping->leaving) return status;
     int error = rb_futex_wait(w->event, seen, slice_ns);
     if (error != ETIMEDOUT) return status;
     status = w->look(w->context, 0);
@@ -609,6 +650,7 @@ static int wait_until(const Wait *w, int64_t deadline) {
         Py_END_ALLOW_THREADS
         if (!undecided(status)) return status;
         if (PyErr_CheckSignals()) return -1;
+        if (w->mapping->leaving) return detached();
         if (!slice) return status;
     }
 }
@@ -630,7 +672,7 @@ static PyObject *mapping_wait_room(PyObject *self, PyObject *timeout) {
     int64_t deadline;
     if (to_deadline(timeout, &deadline) || enter(m)) return NULL;
     rb_side *side = &m->ring.shared->writers;
-    Wait w = {&m->ring, &side->event, &side->rescues, look_for_room, &m->ring};
+    Wait w = {m, &side->event, &side->rescues, look_for_room, &m->ring};
     int status = wait_until(&w, deadline);
     leave(m);
     if (status == RB_BROKEN) return fail(status);
@@ -659,7 +701,7 @@ static PyObject *mapping_wait_commits(PyObject *self, PyObject *args) {
     if (enter(m)) return NULL;
     CommitWait c = {&m->ring, seen};
     rb_shared *shared = m->ring.shared;
-    Wait w = {&m->ring, &shared->commit_event, &shared->readers.rescues, look_for_commit, &c};
+    Wait w = {m, &shared->commit_event, &shared->readers.rescues, look_for_commit, &c};
     int status = wait_until(&w, deadline);
     uint64_t commits = atomic_load(&shared->commits);
     leave(m);
@@ -687,11 +729,12 @@ static int too_large(const rb_ring *r, Py_ssize_t payload, Py_ssize_t header) {
     return -1;
 }
 
-/* A buffer that somebody may write to is copied first: the checksum must be of what is put. */
+/* What somebody may write to is copied first: the checksum must be of what is put. Only bytes are
+ * surely fixed: a read-only view may be of a writable buffer, or of a file that is cut short. */
 static int to_payload(PyObject *object, Py_buffer *view, PyObject **owner) {
     if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE)) return -1;
     *owner = NULL;
-    if (view->readonly) return 0;
+    if (PyBytes_Check(object)) return 0;
     *owner = PyBytes_FromStringAndSize(view->buf, view->len);
     PyBuffer_Release(view);
     if (*owner && !PyObject_GetBuffer(*owner, view, PyBUF_SIMPLE)) return 0;
@@ -730,6 +773,19 @@ static int try_entries(rb_ring *r, const rb_entry *entries, uint32_t count, uint
     return status;
 }
 
+static int nothing_put(const rb_ring *r) { return rb_closed(r) ? RB_CLOSED : RB_FULL; }
+
+static int enter_open(PyObject *self) {
+    if (!((Putter *)self)->closed) return enter(((Putter *)self)->mapping);
+    return PyErr_SetString(RingError, "this writer or reader is closed"), -1;
+}
+
+static PyObject *putter_shut(PyObject *self, PyObject *none) {
+    (void)none;
+    ((Putter *)self)->closed = 1;
+    Py_RETURN_NONE;
+}
+
 static PyObject *put_one(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                          PyObject *kwnames, int in_turn) {
     static const char *const names[] = {"payload", "key", "header", "round", NULL};
@@ -739,10 +795,10 @@ static PyObject *put_one(PyObject *self, PyObject *const *args, Py_ssize_t nargs
     rb_entry entry;
     uint64_t sequence;
     uint32_t put;
-    if (gather("try_put", names, 2, args, nargs, kwnames, given) || enter(m)) return NULL;
+    if (gather("try_put", names, 2, args, nargs, kwnames, given) || enter_open(self)) return NULL;
     if (to_payload(given[0], &view, &owner)) return leave(m), NULL;
     if (!to_entry(&m->ring, given[1], given[2], given[3], &view, &entry)) {
-        int status = m->parked && !in_turn ? RB_FULL
+        int status = m->parked && !in_turn ? nothing_put(&m->ring)
                                            : try_entries(&m->ring, &entry, 1, &sequence, &put);
         if (status == RB_OK) answer = PyLong_FromUnsignedLongLong(sequence);
         else if (undecided(status)) answer = Py_NewRef(Py_None);
@@ -768,7 +824,7 @@ static PyObject *putter_put_in_turn(PyObject *self, PyObject *const *args, Py_ss
 static PyObject *putter_put_batch(PyObject *self, PyObject *args) {
     Mapping *m = ((Putter *)self)->mapping;
     PyObject *payloads, *keys, *headers;
-    if (!PyArg_ParseTuple(args, "OOO", &payloads, &keys, &headers) || enter(m)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOO", &payloads, &keys, &headers) || enter_open(self)) return NULL;
     Py_ssize_t count = PyList_Size(payloads), made = 0;
     uint64_t first = 0;
     uint32_t put = 0;
@@ -787,6 +843,7 @@ static PyObject *putter_put_batch(PyObject *self, PyObject *args) {
     }
     if (entries && made == count && !m->parked)
         status = try_entries(&m->ring, entries, (uint32_t)count, &first, &put);
+    else status = nothing_put(&m->ring);
     free(entries);
     leave(m);
     if (PyErr_Occurred()) return NULL;
@@ -930,7 +987,7 @@ static int take_from_ring(Taker *t, uint32_t max, int64_t deadline) {
     TakeWait w = {.taker = t, .max = max < t->free_count ? max : t->free_count};
     int status = look_for_items(&w, 0);
     if (undecided(status)) {
-        Wait wait = {&t->mapping->ring, &side->event, &side->rescues, look_for_items, &w};
+        Wait wait = {t->mapping, &side->event, &side->rescues, look_for_items, &w};
         status = wait_until(&wait, deadline);
     }
     if (status == RB_OK) keep_taken(t, &w);
@@ -957,7 +1014,7 @@ static PyObject *take_some(Taker *t, uint32_t max, int64_t deadline) {
 }
 
 static int begin(Taker *t) {
-    if (enter(t->mapping)) return -1;
+    if (enter_open((PyObject *)t)) return -1;
     if (!t->busy++) return 0;
     t->busy--;
     leave(t->mapping);
@@ -967,6 +1024,12 @@ static int begin(Taker *t) {
 static void end(Taker *t) {
     t->busy--;
     leave(t->mapping);
+}
+
+/* Its hand may have another owner from then on: no call may be inside, none may follow. */
+static PyObject *taker_shut(PyObject *self, PyObject *none) {
+    if (!((Taker *)self)->busy) return putter_shut(self, none);
+    return PyErr_SetString(RingError, "this reader is at work in another call: end that first"), NULL;
 }
 
 static PyObject *taker_take(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
@@ -1022,17 +1085,20 @@ static int release_all(Taker *t, PyObject *list) {
         if (held_cell(t, PyList_GetItem(list, checked), &cell)) break;
         t->delivered[cell] = 2;
     }
+    int failed = checked < count;
     for (Py_ssize_t i = 0; i < checked; i++) {
         cell = (uint32_t)PyLong_AsLong(PyStructSequence_GetItem(PyList_GetItem(list, i), 8));
         t->delivered[cell] = 1;
-        if (checked < count) continue;
-        if (rb_release(&t->mapping->ring, t->index, cell, t->stamps[cell] - 1) != RB_OK)
-            return PyErr_Format(NotHeld, "cell %u of hand %u was taken away from its owner", cell,
-                                t->index), -1;
+        if (failed) continue;
+        failed = rb_release(&t->mapping->ring, t->index, cell, t->stamps[cell] - 1) != RB_OK;
+        if (failed) {
+            PyErr_Format(NotHeld, "cell %u of hand %u was taken away from its owner", cell, t->index);
+            continue;
+        }
         t->stamps[cell] = 0, t->delivered[cell] = 0;
         t->free[t->free_count++] = cell;
     }
-    return checked < count ? -1 : 0;
+    return failed ? -1 : 0;
 }
 
 static PyObject *taker_release(PyObject *self, PyObject *items) {
@@ -1068,6 +1134,7 @@ static PyMethodDef mapping_methods[] = {
     {"bytes_needed", mapping_bytes_needed, METH_VARARGS | METH_STATIC, NULL},
     {"create", mapping_create, METH_VARARGS | METH_STATIC, NULL},
     {"attach", mapping_attach, METH_VARARGS | METH_STATIC, NULL},
+    {"leave", mapping_leave, METH_O, NULL},
     {"detach", mapping_detach, METH_NOARGS, NULL},
     {"park", mapping_park, METH_O, NULL},
     {"find", mapping_find, METH_O, NULL},
@@ -1088,6 +1155,7 @@ static PyMethodDef putter_methods[] = {
     {"put_in_turn", WITH_KEYWORDS(putter_put_in_turn), METH_FASTCALL | METH_KEYWORDS,
      "try_put for the put that is first in this process's line"},
     {"put_batch", putter_put_batch, METH_VARARGS, NULL},
+    {"shut", putter_shut, METH_NOARGS, "shut(): every later call raises"},
     {NULL, NULL, 0, NULL}};
 
 static PyMethodDef taker_methods[] = {
@@ -1097,6 +1165,7 @@ static PyMethodDef taker_methods[] = {
     {"release", taker_release, METH_O,
      "release(items): done with them, for good\n\nRaises NotHeld, and then releases none."},
     {"held", taker_held, METH_NOARGS, "held() -> the items in this hand"},
+    {"shut", taker_shut, METH_NOARGS, "shut(): every later call raises"},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot mapping_slots[] = {{Py_tp_dealloc, mapping_dealloc},

@@ -295,6 +295,16 @@ static uint64_t rb_depth(const rb_ring *r) {
     return depth > r->capacity ? r->capacity : depth;
 }
 
+/* Neither cursor alone says it: both move. While head stood still, tail was within capacity of it. */
+static int rb_cursors_fit(const rb_ring *r) {
+    for (uint64_t head = rb_head(r), tail;;) {
+        tail = rb_tail(r);
+        uint64_t again = rb_head(r);
+        if (again == head) return tail - head <= r->capacity;
+        head = again;
+    }
+}
+
 /* In this order: a put that came before close is then seen in tail. */
 static int rb_closed_and_empty(const rb_ring *r) {
     if (!rb_closed(r)) return 0;
@@ -456,13 +466,14 @@ static uint64_t rb_align(uint64_t n) { return (n + RB_PAGE - 1) / RB_PAGE * RB_P
 /* Fills in offsets from the geometry; base may be NULL to learn file_bytes only. */
 static void rb_lay_out(rb_ring *r, uint8_t *base) {
     uint64_t people = (uint64_t)r->readers + r->writers, at = RB_PAGE;
+    uintptr_t from = (uintptr_t)base; /* offsets from NULL are undefined for pointers */
     r->base = base;
-    r->shared = (rb_shared *)(base + at), at += rb_align(sizeof(rb_shared));
-    r->participants = (rb_participant *)(base + at), at += rb_align(people * sizeof(rb_participant));
-    r->stats = base + at, at += people * RB_PAGE; /* one page each, one writer each */
-    r->slots = base + at, at += rb_align(r->capacity * r->slot_bytes);
+    r->shared = (rb_shared *)(from + at), at += rb_align(sizeof(rb_shared));
+    r->participants = (rb_participant *)(from + at), at += rb_align(people * sizeof(rb_participant));
+    r->stats = (uint8_t *)(from + at), at += people * RB_PAGE; /* one page each, one writer each */
+    r->slots = (uint8_t *)(from + at), at += rb_align(r->capacity * r->slot_bytes);
     r->cell_bytes = sizeof(rb_cell) - sizeof(rb_slot) + r->slot_bytes;
-    r->hands = base + at, at += rb_align((uint64_t)r->readers * r->hand * r->cell_bytes);
+    r->hands = (uint8_t *)(from + at), at += rb_align((uint64_t)r->readers * r->hand * r->cell_bytes);
     r->file_bytes = at;
 }
 

@@ -19,13 +19,14 @@ from collections import OrderedDict
 from typing import Protocol
 
 from ringbuf._kernel import Mapping
+from ringbuf.errors import RingError
 
 WATCH_S = 0.25  # the helper looks up this often whether its ticket still stands in line
 
 
 class Turn(Protocol):
-    def call(self) -> None:
-        """Your turn; from any thread, with the line's lock held."""
+    def call(self) -> bool:
+        """Your turn; from any thread, with the line's lock held. False: nobody waits any more."""
 
 
 class ThreadTurn:
@@ -34,8 +35,9 @@ class ThreadTurn:
     def __init__(self) -> None:
         self._called = threading.Event()
 
-    def call(self) -> None:
+    def call(self) -> bool:
         self._called.set()
+        return True
 
     def wait(self, timeout_s: float | None) -> bool:
         return self._called.wait(timeout_s)
@@ -46,17 +48,17 @@ class TaskTurn:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
         self._future: asyncio.Future[None] = self._loop.create_future()
 
-    def call(self) -> None:
-        if threading.get_ident() == self._thread:
+    def call(self) -> bool:
+        if asyncio._get_running_loop() is self._loop:
             self._resolve()
-            return
+            return True
         try:
             self._loop.call_soon_threadsafe(self._resolve)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
 
     def _resolve(self) -> None:
         if not self._future.done():
@@ -88,37 +90,53 @@ class Line:
         """Goes to the end; the first in line is called at once."""
         with self._changed:
             self._turns[turn] = None
-            self._mapping.park(1)
+            self._mapping.park(len(self._turns))
             if len(self._turns) == 1:
-                turn.call()
+                self._call_first()
 
     def leave(self, turn: Turn) -> None:
-        """Steps out, put or not; who is first then is called."""
+        """Steps out, put or not, even if an interrupted join never let it in.
+
+        Who is first then is called.
+        """
         with self._changed:
-            was_first = next(iter(self._turns)) is turn
-            del self._turns[turn]
-            self._mapping.park(-1)
+            was_first = next(iter(self._turns), None) is turn
+            self._turns.pop(turn, None)
+            self._mapping.park(len(self._turns))
             if self._watched is turn:
                 self._watched = None
-            if was_first and self._turns:
-                next(iter(self._turns)).call()
+            if was_first:
+                self._call_first()
 
     def watch(self, turn: TaskTurn) -> None:
-        """Calls ``turn``, the first in line, when there may be room or the ring is closed."""
+        """Calls ``turn``, the first in line, when there may be room or its try would raise."""
         with self._changed:
-            self._watched = turn
+            if self._stopping:
+                raise RingError("this ring is detached")
             if self._helper is None:
-                self._helper = threading.Thread(target=self._help, name="ringbuf-room", daemon=True)
-                self._helper.start()
+                helper = threading.Thread(target=self._help, name="ringbuf-room", daemon=True)
+                helper.start()
+                self._helper = helper
+            self._watched = turn
             self._changed.notify()
 
     def stop(self) -> None:
-        """Ends the helper; bounded by its re-check."""
+        """Ends the helper, once the mapping refuses calls; pending puts try and meet that."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if self._helper is not None:
             self._helper.join()
+        with self._changed:
+            self._call_first()
+
+    def _call_first(self) -> None:
+        while self._turns:
+            first = next(iter(self._turns))
+            if first.call():
+                break
+            del self._turns[first]
+        self._mapping.park(len(self._turns))
 
     def _help(self) -> None:
         while True:
@@ -128,11 +146,17 @@ class Line:
                 if self._stopping:
                     return
                 turn = self._watched
-            if self._mapping.wait_room(WATCH_S):
+            if self._worth_a_try():
                 self._announce(turn)
+
+    def _worth_a_try(self) -> bool:
+        try:
+            return self._mapping.wait_room(WATCH_S)
+        except RingError:  # detached, or beyond repair: the put's own try says so to its caller
+            return True
 
     def _announce(self, turn: TaskTurn | None) -> None:
         with self._changed:
-            if turn is not None and self._watched is turn:
+            if self._watched is turn:
                 self._watched = None
-                turn.call()
+                self._call_first()

@@ -7,14 +7,16 @@ come round again; pid and start time together do not within one boot, and a ring
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 PID_BITS = 22
+# The number of one of some process's threads, which a pid may have become, is ENOENT or EINVAL.
+NO_PROCESS = (errno.ESRCH, errno.ENOENT, errno.EINVAL)
 
 
 def boot_id() -> bytes:
@@ -33,16 +35,13 @@ def start_ticks(pid: int) -> int | None:
     return int(stat.rpartition(b")")[2].split()[19])
 
 
-@cache
-def _identity_of(pid: int) -> int:
+def own_identity() -> int:
+    """The word that names this process."""
+    # Not cached: a forked child would inherit it, and its pid may be that of a dead ancestor.
+    pid = os.getpid()
     ticks = start_ticks(pid)
     assert ticks is not None, "a running process has an entry under /proc"
     return pid | ticks << PID_BITS
-
-
-def own_identity() -> int:
-    """The word that names this process."""
-    return _identity_of(os.getpid())
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,10 @@ class Participant:
         """A handle on that very process, None when it is gone."""
         try:
             pidfd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return None
+        except OSError as error:
+            if error.errno in NO_PROCESS:
+                return None
+            raise
         if start_ticks(self.pid) == self.start_ticks:
             return pidfd
         os.close(pidfd)

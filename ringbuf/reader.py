@@ -29,8 +29,12 @@ class Reader(Taker):
         self._open = True
 
     def close(self) -> None:
-        """Leaves the ring; what is still held stays in the hand for whoever comes next."""
+        """Leaves the ring; what is still held stays in the hand for whoever comes next.
+
+        Raises RingError while another thread is in one of its calls: the hand is still in use.
+        """
         if self._open:
+            self.shut()
             self._open = False
             self._ring.forget("reader", self.index)
 

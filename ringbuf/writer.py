@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
@@ -13,6 +15,7 @@ from ringbuf.parking import TaskTurn, ThreadTurn
 if TYPE_CHECKING:
     from ringbuf.ring import Ring
 
+TIMEOUT_MAX_S = threading.TIMEOUT_MAX / 2  # no wait is longer than this, about 146 years
 Payload = bytes | bytearray | memoryview
 
 
@@ -50,13 +53,13 @@ class Writer(Putter):
 
         Not for the thread of an event loop: pending puts of that loop would wait for each other.
         """
+        deadline = _deadline(timeout)
         sequence = self.try_put(payload, key, header, round)
         if sequence is not None:
             return sequence
-        deadline = None if timeout is None else time.monotonic() + timeout
         turn = ThreadTurn()
-        self._ring.line.join(turn)
         try:
+            self._ring.line.join(turn)
             if not turn.wait(_left(deadline)):
                 raise self._full(timeout)
             while self._ring.mapping.wait_room(_left(deadline)):
@@ -75,8 +78,8 @@ class Writer(Putter):
         if sequence is not None:
             return sequence
         line, turn = self._ring.line, TaskTurn()
-        line.join(turn)
         try:
+            line.join(turn)
             while True:
                 await turn.wait()
                 sequence = self.put_in_turn(payload, key, header, round)
@@ -96,13 +99,15 @@ class Writer(Putter):
         """Puts as many as fit now, from the first on; returns how many. One lock for them all."""
         payload_list, key_list = list(payloads), list(keys)
         header_list = None if headers is None else list(headers)
-        if len(payload_list) != len(key_list) or len(header_list or key_list) != len(key_list):
+        header_count = len(key_list) if header_list is None else len(header_list)
+        if not len(payload_list) == len(key_list) == header_count:
             raise ValueError(f"{len(payload_list)} payloads, {len(key_list)} keys, headers alike")
         return self.put_batch(payload_list, key_list, header_list)[1]
 
     def close(self) -> None:
         """Leaves the ring; what was put stays."""
         if self._open:
+            self.shut()
             self._open = False
             self._ring.forget("writer", self.index)
 
@@ -115,6 +120,14 @@ class Writer(Putter):
     def _full(self, timeout: float | None) -> Full:
         capacity = self._ring.capacity
         return Full(f"no room within {timeout} s: all {capacity} slots are taken (capacity)")
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    if timeout_s is None:
+        return None
+    if math.isnan(timeout_s):
+        raise ValueError("timeout is NaN")
+    return time.monotonic() + min(timeout_s, TIMEOUT_MAX_S)
 
 
 def _left(deadline: float | None) -> float | None:

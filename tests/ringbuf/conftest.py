@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from ringbuf import Ring
+from tests.ringbuf.nursery import Nursery
+
+MakeRing = Callable[..., Ring]
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture
+def ring_dir(tmp_path: Path) -> Iterator[Path]:
+    """A directory of this test's own, in shared memory where there is some."""
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK):
+        yield tmp_path
+        return
+    own = Path(tempfile.mkdtemp(prefix="ringbuf-test-", dir=shared))
+    yield own
+    half_made = [entry.name for entry in own.iterdir() if entry.suffix == ".tmp"]
+    shutil.rmtree(own)
+    assert not half_made
+
+
+@pytest.fixture
+def make_ring(ring_dir: Path) -> Iterator[MakeRing]:
+    """Small rings by default; detached in the end. Where nobody is killed nothing is rescued."""
+    made: list[Ring] = []
+
+    def make(capacity: int = 4, slot_bytes: int = 128, **sizes: Any) -> Ring:
+        sizes = {"readers": 2, "hand": 8, "writers": 4} | sizes
+        path = ring_dir / f"{len(made)}.ring"
+        made.append(Ring.create(path, capacity, slot_bytes, **sizes))
+        return made[-1]
+
+    yield make
+    for ring in made:
+        ring.detach()
+
+
+@pytest.fixture
+def ring(make_ring: MakeRing) -> Ring:
+    return make_ring()
+
+
+@pytest.fixture(scope="module")
+def _nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture
+def nursery(_nursery: Nursery) -> Iterator[Nursery]:
+    """Starts actors (see actors.py) as processes; those still alive in the end are killed."""
+    yield _nursery
+    _nursery.end_all()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a coroutine on a new event loop of either make."""
+    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+
+    def run_on_it(main: Coroutine[Any, Any, None]) -> None:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(asyncio.wait_for(main, 60))
+
+    return run_on_it
