@@ -1,6 +1,7 @@
 """The roles that tests run as processes of their own; started by nursery.py, killed by tests.
 
-A log is written with one ``write`` per record, so that a SIGKILL leaves whole records only.
+A log is written with one ``write`` per record, none across a page's end, where a SIGKILL could cut
+it: whatever is killed leaves whole records.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from ringbuf import Closed, Item, Reader, Ring, RingError
 from tests.ringbuf.kit import is_whole, key, message, number
 
-RECORD = struct.Struct("<QQI")  # number, sequence, attempts
+RECORD = struct.Struct("<QQQ8x")  # number, sequence, attempts
 WRITER_SPAN = 1 << 32  # numbers of one writer: its id * this + 0, 1, 2, ...
 
 

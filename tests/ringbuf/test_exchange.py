@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -144,23 +145,31 @@ def test_a_snapshot_holds_each_moving_item_once(make_ring: MakeRing, nursery: Nu
 
 
 def test_lookers_never_see_a_torn_item(make_ring: MakeRing, nursery: Nursery) -> None:
-    ring = make_ring(capacity=1, slot_bytes=1 << 16, hand=1)
-    nursery.start("lap", path_of(ring), 60_000)
-    seen: set[str] = set()
-    deadline, n = time.monotonic() + PATIENCE_S, 0
-    while n < 10_000 or (len(seen) < 2 and time.monotonic() < deadline):
-        n += 1
-        found = ring.find(key(n % 2))
-        items = [found.item] if found else []
-        if n % 10 == 0:
-            snapshot = ring.snapshot()
-            items += snapshot.waiting + [item for _, item in snapshot.held]
-        for item in items:
-            assert not item.damaged
-            assert item.payload == item.payload[:1] * 60_000
-        if found:
-            seen.add(found.place)
-    assert seen == {"ring", "hand"}
+    """More lookers than cores and messages of a megabyte: many a look is suspended half way."""
+    payload_bytes = (1 << 20) - 64
+    ring = make_ring(capacity=1, slot_bytes=1 << 20, readers=1, hand=1)
+    nursery.start("lap", path_of(ring), payload_bytes)
+    seen: list[str] = []
+
+    def look(first: int) -> None:
+        deadline, n = time.monotonic() + PATIENCE_S, first
+        while n < 1500 or (len(set(seen)) < 2 and time.monotonic() < deadline):
+            n += 1
+            found = ring.find(key(n % 2))
+            items = [found.item] if found else []
+            if n % 10 == 0:
+                snapshot = ring.snapshot()
+                items += snapshot.waiting + [item for _, item in snapshot.held]
+            for item in items:
+                assert not item.damaged
+                assert item.payload == item.payload[:1] * payload_bytes
+            if found:
+                seen.append(found.place)
+
+    with ThreadPoolExecutor(6) as pool:
+        for looked in [pool.submit(look, first) for first in range(6)]:
+            looked.result()
+    assert set(seen) == {"ring", "hand"}
 
 
 def test_depth_stays_within_the_capacity_while_everything_moves(

@@ -260,14 +260,16 @@ def test_a_stopped_reader_keeps_its_item_and_holds_up_nobody(ring: Ring, nursery
 def test_the_lock_of_a_stopped_holder_is_waited_for_never_taken(
     make_ring: MakeRing, nursery: Nursery, side: str
 ) -> None:
-    batch, payload_bytes = 256, 16_000
+    chance, batch, payload_bytes = random.Random(5), 256, 16_000
     ring = make_ring(capacity=batch, slot_bytes=16_384, readers=2, hand=batch)
     with ring.writer() as writer, ring.reader(1) as reader:
         log = f"{ring.path}.released"
         actor = nursery.start("churn", path_of(ring), batch, payload_bytes, log)
         for _ in range(1000):
-            tail = ring.tail
-            wait_for(lambda tail=tail: ring.tail > tail, "churning")  # type: ignore[misc]
+            moved = ring.head + ring.tail
+            wait_for(lambda moved=moved: ring.head + ring.tail > moved, "churning")  # type: ignore[misc]
+            for _ in range(chance.randrange(5000)):  # else every stop hits the same phase
+                moved = ring.head
             actor.send(signal.SIGSTOP)
             wait_for(lambda: state(actor.pid) == "T", "stopped")
             if stalls(ring, side):
