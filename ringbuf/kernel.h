@@ -63,7 +63,7 @@
 #define RB_PARTICIPANTS_MAX 4096u
 #define RB_HAND_MAX 65536u
 #define RB_RECHECK_NS 100000000ll /* the longest sleep before looking again: killed wakers */
-#define RB_CONFIRM_NS 10000000ll  /* a late wake may still be on its way: not counted as rescued */
+#define RB_CONFIRM_NS 50000000ll  /* a late wake may still be on its way: not counted as rescued */
 #define RB_PATIENCE_NS 2000000ll  /* how long a call that must not block waits for a lock */
 
 enum rb_status { RB_OK, RB_FULL, RB_EMPTY, RB_CLOSED, RB_BUSY, RB_HANDFULL, RB_BROKEN, RB_NOTHELD };

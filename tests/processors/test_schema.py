@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -96,7 +97,7 @@ def wrong_with_lines(lines: Any) -> set[str]:
             found.add(f"/lines/{place}/sku")
         elif isinstance(sku, str):
             seen.add(sku)
-        if line.get("quantity") not in GOOD_QUANTITIES:
+        if not is_quantity(line.get("quantity")):
             found.add(f"/lines/{place}/quantity")
     return found
 
@@ -107,6 +108,13 @@ def pointer_to(name: str) -> str:
 
 def is_text(value: Any, longest: int) -> bool:
     return isinstance(value, str) and 1 <= len(value) <= longest
+
+
+def is_quantity(value: Any) -> bool:
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,3})?", value)
+        return bool(plain) and 0 < Decimal(value) <= 10**9
+    return type(value) is int and 0 < value <= 10**9
 
 
 def is_uuid(value: Any) -> bool:
