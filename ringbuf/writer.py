@@ -68,7 +68,11 @@ class Writer(Putter):
                     return sequence
             raise self._full(timeout)
         finally:
-            self._ring.line.leave(turn)
+            try:
+                self._ring.line.leave(turn)
+            finally:
+                # A signal handler may have raised inside it; to leave twice is harmless.
+                self._ring.line.leave(turn)
 
     async def put_async(
         self, payload: Payload, key: bytes, header: bytes = b"", round: int = 0

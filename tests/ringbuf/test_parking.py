@@ -382,3 +382,23 @@ def test_the_hundredth_and_the_first_loop_find_the_ring_as_usable(make_ring: Mak
             asyncio.run(once(n))
         assert ring.tail == 101
     assert ring.rescues == 0
+
+
+def test_an_interrupt_while_leaving_the_line_leaves_no_ghost(
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = make_ring(capacity=1)
+    leave, interrupted = ring.line.leave, []
+
+    def interrupted_once(turn: Turn) -> None:
+        if not interrupted:
+            interrupted.append(turn)
+            raise KeyboardInterrupt
+        leave(turn)
+
+    with ring.writer() as writer:
+        writer.put(*message(0))
+        monkeypatch.setattr(ring.line, "leave", interrupted_once)
+        with pytest.raises(KeyboardInterrupt):
+            writer.put(*message(1), timeout=0)
+        assert (len(interrupted), len(ring.line), ring.mapping.parked) == (1, 0, 0)
