@@ -388,7 +388,8 @@ def test_an_interrupt_while_leaving_the_line_leaves_no_ghost(
     make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ring = make_ring(capacity=1)
-    leave, interrupted = ring.line.leave, []
+    leave = ring.line.leave
+    interrupted: list[Turn] = []
 
     def interrupted_once(turn: Turn) -> None:
         if not interrupted:
