@@ -6,8 +6,10 @@ it: whatever is killed leaves whole records.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
+import mmap
 import os
 import signal
 import struct
@@ -18,7 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from ringbuf import Closed, Item, Reader, Ring, RingError
-from tests.ringbuf.kit import is_whole, key, message, number
+from tests.ringbuf.kit import (
+    CACHED_TAIL,
+    HEAD,
+    READERS_LOCK,
+    READERS_OWNER,
+    WRITERS_LOCK,
+    cell_at,
+    is_whole,
+    key,
+    message,
+    number,
+    slot_at,
+)
 
 RECORD = struct.Struct("<QQQ8x")  # number, sequence, attempts
 WRITER_SPAN = 1 << 32  # numbers of one writer: its id * this + 0, 1, 2, ...
@@ -212,6 +226,37 @@ def churn(path: str, batch: int, payload_bytes: int, log: str) -> None:
             held = items
 
 
+def die_in_take(path: str, index: int, copied: int, moved: bool) -> None:
+    """Takes the readers' lock, does what a take does up to a point, and is killed there."""
+    ring = Ring.attach(path)
+    reader = ring.reader(index)
+    memory = mmap.mmap(ring.fd, 0)
+    _lock(memory, READERS_LOCK)
+    struct.pack_into("<Q", memory, CACHED_TAIL, ring.tail)
+    struct.pack_into("<I", memory, READERS_OWNER, reader.index + 1)
+    head = ring.head
+    for i in range(copied):
+        cell, slot = cell_at(ring, index, i), slot_at(ring, head + i)
+        memory[cell + 64 : cell + 64 + ring.slot_bytes] = memory[slot : slot + ring.slot_bytes]
+        struct.pack_into("<Q", memory, cell, head + i + 1)
+    if moved:
+        struct.pack_into("<Q", memory, HEAD, head + copied)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_put(path: str) -> None:
+    """Is killed holding the writers' lock."""
+    memory = mmap.mmap(Ring.attach(path).fd, 0)
+    _lock(memory, WRITERS_LOCK)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _lock(memory: mmap.mmap, at: int) -> None:
+    """The kernel's own mutex, taken as the kernel takes it: the next holder learns of our death."""
+    libc, lock = ctypes.CDLL(None), ctypes.c_char.from_buffer(memory, at)
+    assert libc.pthread_mutex_lock(ctypes.byref(lock)) == 0
+
+
 ROLES: dict[str, Callable[..., Any]] = {
     role.__name__: role
     for role in (
@@ -227,6 +272,8 @@ ROLES: dict[str, Callable[..., Any]] = {
         refusals_of_a_forked_child,
         join_anew_after_fork,
         churn,
+        die_in_take,
+        die_in_put,
     )
 }
 
