@@ -158,6 +158,25 @@ def test_a_batch_committed_and_not_released_is_only_released_by_the_next(house: 
     assert house.audit().ok
 
 
+def test_a_batch_lies_in_the_hand_until_its_commit_has_returned(house: House) -> None:
+    held: list[tuple[str, int]] = []
+
+    class Telling(Store):
+        @contextmanager
+        def writing(self) -> Iterator[Connection]:
+            with super().writing() as connection:
+                yield connection
+                held.append(("before", house.ring.held_count(0)))
+            held.append(("after", house.ring.held_count(0)))
+
+    for _ in range(3):
+        house.put(("HAM", 1000))
+    house.store = Telling(house.store.engine)
+    house.work()
+    assert held == [("before", 3), ("after", 3)]
+    assert house.ring.held_count(0) == 0
+
+
 def test_a_commit_that_fails_after_it_took_effect_is_recognised(house: House) -> None:
     class Ambiguous(Store):
         failed = False
