@@ -26,6 +26,9 @@ COMMIT_EVENT = SHARED + 2 * SIDE + 128 + 8
 TID_MASK = 0x3FFF_FFFF  # of a mutex's first word: who holds it
 
 
+MESSAGE_SIZES = 7
+
+
 def key(number: int) -> bytes:
     return struct.pack("<QQ", 0x52494E47, number)
 
@@ -36,7 +39,7 @@ def number(item: Item) -> int:
 
 def message(n: int) -> tuple[bytes, bytes]:
     """Payload and key; the payload's length and bytes follow from the number, to see tearing."""
-    return struct.pack("<Q", n) * (1 + n % 7), key(n)
+    return struct.pack("<Q", n) * (1 + n % MESSAGE_SIZES), key(n)
 
 
 def is_whole(item: Item) -> bool:
