@@ -655,12 +655,11 @@ static int wait_until(const Wait *w, int64_t deadline) {
     }
 }
 
-/* Room, and a lock that can be had: whoever waits here then makes its own try. */
+/* Room or closed, and a lock that can be had: whoever waits here then makes its own try. */
 static int look_for_room(void *context, int64_t patience_ns) {
     rb_ring *r = context;
     rb_guard guard;
-    if (rb_closed(r)) return RB_OK;
-    if (rb_depth(r) >= r->capacity) return RB_FULL;
+    if (!rb_closed(r) && rb_depth(r) >= r->capacity) return RB_FULL;
     int status = rb_lock(&guard, r, &r->shared->writers, patience_ns);
     if (status == RB_OK) rb_unlock(&guard);
     return status;
