@@ -584,7 +584,9 @@ static PyObject *mapping_swap_participant(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "IKK", &i, &seen, &wanted) || enter_leaving(m)) return NULL;
     _Atomic uint64_t *identity = identity_of(m, i);
     uint64_t expected = seen;
+    RB_STEP(entry.swapping);
     int swapped = identity && atomic_compare_exchange_strong(identity, &expected, wanted);
+    RB_STEP(entry.swapped);
     leave(m);
     return identity ? PyBool_FromLong(swapped) : NULL;
 }
@@ -629,10 +631,15 @@ static int wait_round(const Wait *w, int64_t slice_ns) {
     if (!undecided(status)) return status;
     if (status == RB_BUSY) return w->look(w->context, slice_ns); /* sleeps at the lock */
     uint32_t seen = rb_announce(w->event);
+    RB_STEP(sleep.announced);
     status = w->look(w->context, slice_ns);
     if (!undecided(status) || status == RB_BUSY || w->mapping->leaving) return status;
+    RB_STEP(sleep.begun);
     int error = rb_futex_wait(w->event, seen, slice_ns);
-    if (error != ETIMEDOUT) return status;
+    if (error != ETIMEDOUT) {
+        RB_STEP(sleep.woken);
+        return status;
+    }
     status = w->look(w->context, 0);
     if (!undecided(status)) note_rescue(w, seen);
     return status;
@@ -661,8 +668,10 @@ static int look_for_room(void *context, int64_t patience_ns) {
     rb_guard guard;
     if (!rb_closed(r) && rb_depth(r) >= r->capacity) return RB_FULL;
     int status = rb_lock(&guard, r, &r->shared->writers, patience_ns);
-    if (status == RB_OK) rb_unlock(&guard);
-    return status;
+    if (status != RB_OK) return status;
+    RB_STEP(room.locked);
+    rb_unlock(&guard);
+    return RB_OK;
 }
 
 /* wait_room(timeout) -> bool */
@@ -712,6 +721,7 @@ static PyObject *mapping_bump_commits(PyObject *self, PyObject *none) {
     Mapping *m = (Mapping *)self;
     if (enter(m)) return NULL;
     atomic_fetch_add(&m->ring.shared->commits, 1);
+    RB_STEP(bump.counted);
     rb_signal(&m->ring.shared->commit_event);
     leave(m);
     Py_RETURN_NONE;
@@ -878,15 +888,21 @@ static int adopt(Taker *t, int died, double patience_s) {
     int status;
     Py_BEGIN_ALLOW_THREADS
     status = rb_lock(&guard, r, &r->shared->readers, (int64_t)(patience_s * 1e9));
-    if (status == RB_OK) rb_unlock(&guard); /* any repair has happened now */
+    if (status == RB_OK) { /* any repair has happened now */
+        RB_STEP(adopt.locked);
+        rb_unlock(&guard);
+    }
     Py_END_ALLOW_THREADS
     if (status != RB_OK) return fail(status), -1;
+    RB_STEP(adopt.unlocked);
     for (uint32_t i = r->hand; i-- > 0;) {
         rb_cell *cell = rb_cell_at(r, t->index, i);
         t->stamps[i] = atomic_load_explicit(&cell->stamp, memory_order_acquire);
         if (!t->stamps[i]) t->free[t->free_count++] = i;
         else t->undelivered++;
-        if (t->stamps[i] && died) atomic_fetch_add(&cell->attempts, 1);
+        if (!t->stamps[i] || !died) continue;
+        atomic_fetch_add(&cell->attempts, 1);
+        RB_STEP(adopt.counted);
     }
     return 0;
 }

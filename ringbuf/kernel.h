@@ -53,6 +53,12 @@
 #include <time.h>
 #include <unistd.h>
 
+/* An instant at which a process can be made to die or stop: nothing here, for it is the tests that
+ * build this file with a meaning for it (tests/ringbuf/steps.h). Every name is hit by every run. */
+#ifndef RB_STEP
+#define RB_STEP(name) ((void)0)
+#endif
+
 #define RB_MAGIC 0x474e495252485352ull /* "RSHRRING" */
 #define RB_LAYOUT 1u
 #define RB_PAGE 4096u
@@ -204,8 +210,10 @@ static void rb_signal(_Atomic uint32_t *event) {
     atomic_thread_fence(memory_order_seq_cst);
     uint32_t seen = atomic_load_explicit(event, memory_order_relaxed);
     if (!(seen & 1)) return;
+    RB_STEP(signal.seen);
     /* A lost race was won by another signal, or by a sleeper that looks again after our publish. */
     atomic_compare_exchange_strong(event, &seen, (seen + 2) & ~1u);
+    RB_STEP(signal.cleared);
     syscall(SYS_futex, event, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
 
@@ -231,6 +239,7 @@ static uint32_t rb_room(const rb_ring *r) { return r->slot_bytes - (uint32_t)siz
 /* The holder died inside take. Its copies that head does not cover are not its own: the slots still
  * hold them. Idempotent, and a killed repair is met again: the lock is declared consistent last. */
 static void rb_repair(rb_ring *r, rb_side *side) {
+    RB_STEP(repair.begun);
     uint32_t owner = atomic_load_explicit(&side->owner, memory_order_relaxed);
     uint64_t head = atomic_load_explicit(&r->shared->readers.cursor, memory_order_relaxed);
     if (owner && owner <= r->readers) {
@@ -238,14 +247,19 @@ static void rb_repair(rb_ring *r, rb_side *side) {
             rb_cell *cell = rb_cell_at(r, owner - 1, i);
             uint64_t stamp = atomic_load_explicit(&cell->stamp, memory_order_acquire);
             if (stamp && stamp - 1 >= head) {
+                RB_STEP(repair.found);
                 atomic_store_explicit(&cell->stamp, 0, memory_order_release);
+                RB_STEP(repair.cleared);
                 atomic_fetch_add_explicit(&side->cleared, 1, memory_order_relaxed);
             }
         }
     }
     atomic_store_explicit(&side->owner, 0, memory_order_release);
+    RB_STEP(repair.disowned);
     atomic_fetch_add_explicit(&side->repairs, 1, memory_order_relaxed);
+    RB_STEP(repair.counted);
     pthread_mutex_consistent(&side->lock);
+    RB_STEP(repair.consistent);
 }
 
 typedef struct {
@@ -271,7 +285,9 @@ static void rb_unlock(const rb_guard *guard) {
     pthread_mutex_unlock(&guard->side->lock);
     if (!guard->repaired) return;
     /* The dead holder may have published without waking anybody. */
+    RB_STEP(unlock.repaired);
     rb_signal(&guard->ring->shared->readers.event);
+    RB_STEP(unlock.signalled);
     rb_signal(&guard->ring->shared->writers.event);
 }
 
@@ -352,8 +368,10 @@ static int rb_copy_guarded(const rb_ring *r, _Atomic uint64_t *guard, uint64_t s
 static void rb_fill(rb_ring *r, uint64_t sequence, const rb_entry *e) {
     rb_slot *slot = rb_slot_at(r, sequence);
     uint64_t stamp = sequence + 1;
+    RB_STEP(put.filling);
     atomic_store_explicit(&slot->stamp, 0, memory_order_relaxed);
     atomic_thread_fence(memory_order_release); /* lookers see the 0 before any changed byte */
+    RB_STEP(put.unstamped);
     memcpy(slot->key, e->key, 16);
     slot->accepted_ns = e->accepted_ns;
     slot->payload_bytes = e->payload_bytes;
@@ -363,8 +381,11 @@ static void rb_fill(rb_ring *r, uint64_t sequence, const rb_entry *e) {
     slot->crc = rb_crc(e->crc, &stamp, 8);
     uint8_t *data = (uint8_t *)(slot + 1);
     memcpy(data, e->header, e->header_bytes);
+    RB_STEP(put.half_copied);
     memcpy(data + e->header_bytes, e->payload, e->payload_bytes);
+    RB_STEP(put.copied);
     atomic_store_explicit(&slot->stamp, stamp, memory_order_release);
+    RB_STEP(put.stamped);
 }
 
 /* Puts as many of `entries` as fit, one lock and one store of tail for all of them. */
@@ -372,9 +393,11 @@ static int rb_put(rb_ring *r, const rb_entry *entries, uint32_t count, int64_t p
                   uint64_t *first, uint32_t *put) {
     rb_guard guard;
     rb_side *side = &r->shared->writers;
+    RB_STEP(put.begun);
     int status = rb_lock(&guard, r, side, patience_ns);
     *put = 0;
     if (status != RB_OK) return status;
+    RB_STEP(put.locked);
     uint64_t tail = atomic_load_explicit(&side->cursor, memory_order_relaxed);
     if (atomic_load_explicit(&r->shared->closed, memory_order_relaxed)) {
         rb_unlock(&guard);
@@ -384,8 +407,11 @@ static int rb_put(rb_ring *r, const rb_entry *entries, uint32_t count, int64_t p
     uint64_t room = r->capacity - (tail - side->cached);
     uint32_t fits = room < count ? (uint32_t)room : count;
     for (uint32_t i = 0; i < fits; i++) rb_fill(r, tail + i, &entries[i]);
+    RB_STEP(put.publishing);
     if (fits) atomic_store_explicit(&side->cursor, tail + fits, memory_order_release);
+    RB_STEP(put.published);
     rb_unlock(&guard);
+    RB_STEP(put.unlocked);
     *first = tail;
     *put = fits;
     if (fits) rb_signal(&r->shared->readers.event);
@@ -396,9 +422,13 @@ static int rb_set_closed(rb_ring *r, uint32_t closed, int64_t patience_ns) {
     rb_guard guard;
     int status = rb_lock(&guard, r, &r->shared->writers, patience_ns);
     if (status != RB_OK) return status;
+    RB_STEP(close.locked);
     atomic_store_explicit(&r->shared->closed, closed, memory_order_release);
+    RB_STEP(close.stored);
     rb_unlock(&guard);
+    RB_STEP(close.unlocked);
     rb_signal(&r->shared->readers.event);
+    RB_STEP(close.signalled);
     rb_signal(&r->shared->writers.event);
     return RB_OK;
 }
@@ -416,9 +446,12 @@ static void rb_copy_to_hand(rb_ring *r, uint64_t sequence, rb_cell *cell) {
     const rb_slot *slot = rb_slot_at(r, sequence);
     atomic_thread_fence(memory_order_release); /* lookers see the cell free before it changes */
     memcpy(&cell->slot, slot, sizeof *slot);
+    RB_STEP(take.half_copied);
     memcpy(&cell->slot + 1, slot + 1, rb_data_bytes(r, &cell->slot));
     atomic_store_explicit(&cell->attempts, 0, memory_order_relaxed);
+    RB_STEP(take.copied);
     atomic_store_explicit(&cell->stamp, sequence + 1, memory_order_release);
+    RB_STEP(take.stamped);
 }
 
 /* Moves up to `max` items into the cells named by `cells`. Everybody else's share is left. */
@@ -427,8 +460,10 @@ static int rb_take(rb_ring *r, uint32_t reader, const uint32_t *cells, uint32_t 
     rb_guard guard;
     rb_side *side = &r->shared->readers;
     *taken = 0;
+    RB_STEP(take.begun);
     int status = rb_lock(&guard, r, side, patience_ns);
     if (status != RB_OK) return status;
+    RB_STEP(take.locked);
     uint64_t head = atomic_load_explicit(&side->cursor, memory_order_relaxed);
     if (side->cached - head < max) side->cached = rb_tail(r);
     uint64_t waiting = side->cached - head;
@@ -442,11 +477,16 @@ static int rb_take(rb_ring *r, uint32_t reader, const uint32_t *cells, uint32_t 
     uint32_t count = share < max ? (uint32_t)share : max;
     atomic_store_explicit(&side->owner, reader + 1, memory_order_relaxed);
     atomic_signal_fence(memory_order_seq_cst); /* named before the first cell is marked */
+    RB_STEP(take.named);
     for (uint32_t i = 0; i < count; i++)
         rb_copy_to_hand(r, head + i, rb_cell_at(r, reader, cells[i]));
+    RB_STEP(take.publishing);
     atomic_store_explicit(&side->cursor, head + count, memory_order_release);
+    RB_STEP(take.published);
     atomic_store_explicit(&side->owner, 0, memory_order_release);
+    RB_STEP(take.disowned);
     rb_unlock(&guard);
+    RB_STEP(take.unlocked);
     *taken = count;
     rb_signal(&r->shared->writers.event);
     return RB_OK;
@@ -454,9 +494,10 @@ static int rb_take(rb_ring *r, uint32_t reader, const uint32_t *cells, uint32_t 
 
 static int rb_release(rb_ring *r, uint32_t reader, uint32_t cell, uint64_t sequence) {
     uint64_t held = sequence + 1;
-    return atomic_compare_exchange_strong(&rb_cell_at(r, reader, cell)->stamp, &held, 0)
-               ? RB_OK
-               : RB_NOTHELD;
+    RB_STEP(release.begun);
+    int freed = atomic_compare_exchange_strong(&rb_cell_at(r, reader, cell)->stamp, &held, 0);
+    RB_STEP(release.freed);
+    return freed ? RB_OK : RB_NOTHELD;
 }
 
 /* ---- the mapping -------------------------------------------------------------------------- */

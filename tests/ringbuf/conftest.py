@@ -13,8 +13,11 @@ import uvloop
 
 from ringbuf import Ring
 from tests.ringbuf.nursery import Nursery
+from tests.ringbuf.stage import CAPACITY, Stage
+from tests.ringbuf.steps import build_stepping_kernel
 
 MakeRing = Callable[..., Ring]
+MakeStage = Callable[[], Stage]
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
@@ -76,3 +79,35 @@ def run(request: pytest.FixtureRequest) -> Run:
             runner.run(asyncio.wait_for(main, 60))
 
     return run_on_it
+
+
+@pytest.fixture(scope="session")
+def stepping_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel's build in which a step can be chosen that ends or stops its process."""
+    return build_stepping_kernel(tmp_path_factory.mktemp("stepping"))
+
+
+@pytest.fixture(scope="module")
+def _stepping(stepping_kernel: Path) -> Iterator[Nursery]:
+    with Nursery("tests.ringbuf.steps", str(stepping_kernel)) as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="session")
+def steps_hit() -> set[tuple[str, int]]:
+    """The steps that some test of this run was ended or stopped at, and by which signal."""
+    return set()
+
+
+@pytest.fixture
+def make_stage(
+    make_ring: MakeRing, _stepping: Nursery, steps_hit: set[tuple[str, int]]
+) -> Iterator[MakeStage]:
+    """A ring for CAPACITY items and actors whose steps can be chosen; see stage.py."""
+    yield lambda: Stage(make_ring(CAPACITY, readers=3, writers=2, hand=16), _stepping, steps_hit)
+    _stepping.end_all()
+
+
+@pytest.fixture
+def stage(make_stage: MakeStage) -> Stage:
+    return make_stage()

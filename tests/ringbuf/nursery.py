@@ -53,8 +53,10 @@ class Actor:
 
 
 class Nursery:
-    def __init__(self) -> None:
-        command = [sys.executable, "-W", "error", "-m", "tests.ringbuf.actors"]
+    """`command`: the module that is the process, with its arguments."""
+
+    def __init__(self, *command: str) -> None:
+        command = (sys.executable, "-W", "error", "-m", *(command or ("tests.ringbuf.actors",)))
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
