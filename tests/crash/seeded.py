@@ -150,7 +150,7 @@ BUGS = (
                 "status = rb_lock(&guard, r, &r->shared->readers, (int64_t)(patience_s * 1e9));",
                 "guard = (rb_guard){0}, status = patience_s < 0 ? RB_BUSY : RB_OK;",
             ),
-            Edit(BINDING, "if (status == RB_OK) rb_unlock(&guard); /* any repair", "/* no repair"),
+            Edit(BINDING, "        rb_unlock(&guard);\n    }\n    Py_END", "    }\n    Py_END"),
         ),
         (DEAD,),
     ),
@@ -159,8 +159,8 @@ BUGS = (
         (
             Edit(
                 BINDING,
-                "if (t->stamps[i] && died) atomic_fetch_add(&cell->attempts, 1);",
-                "(void)died;",
+                "        atomic_fetch_add(&cell->attempts, 1);",
+                "",
             ),
         ),
         ("tests/ringbuf/test_participants.py::test_only_deaths_are_counted_as_attempts",),
