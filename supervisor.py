@@ -6,7 +6,8 @@ each step's failure being an exit code of its own (2 settings, 3 can't start):
 
     settings, data dir held, database file looked at, ring attached or made (whoever of a killed run
     still lives is ended here, before any hand, the database or the port is given out), database
-    migrated, port bound, children started
+    migrated, port bound, workers started, orders of a ring of other settings moved into this one,
+    connections listened for, fronts started
 
 The verbs live with their packages; this file only dispatches them.
 """
@@ -24,19 +25,23 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
+import msgspec
 from setproctitle import setproctitle
 
-from ingest.listen import listen, url
+from ingest.listen import BACKLOG, listen, url
 from processors.datadir import (
     CannotStart,
     count_orders,
     hold_data_dir,
     is_in_place,
-    open_ring,
+    open_rings,
+    read_link,
     remove_ring,
 )
 from processors.logs import set_up_logging
+from processors.moving import Mover
 from processors.parent import (
+    RESHAPING,
     Command,
     Heard,
     HeardEnd,
@@ -46,28 +51,7 @@ from processors.parent import (
     Processes,
     module_command,
 )
-from processors.policy import (
-    MIGRATE_EVERY_S,
-    Action,
-    Announce,
-    Asked,
-    CloseFailed,
-    CloseRing,
-    Ended,
-    Event,
-    Left,
-    Migrate,
-    Migrated,
-    Ready,
-    RingLost,
-    Say,
-    Send,
-    Start,
-    Tick,
-    Unreachable,
-    begin,
-    decide,
-)
+from processors.policy import MIGRATE_EVERY_S, begin, decide
 from processors.premises import check_database_file, check_processor, raise_file_limit
 from processors.settings import (
     HELP_FLAGS,
@@ -78,11 +62,34 @@ from processors.settings import (
     unknown_flag,
     usage,
 )
+from processors.tree import (
+    Action,
+    Announce,
+    Asked,
+    CloseFailed,
+    CloseRing,
+    Ended,
+    Event,
+    Install,
+    Left,
+    Migrate,
+    Migrated,
+    Moved,
+    Ready,
+    RingLost,
+    Say,
+    Send,
+    Start,
+    Tick,
+    Unreachable,
+)
 from ringbuf import Ring, RingError
 
 EXIT_USAGE, EXIT_CANNOT_START, EXIT_DOUBT = 2, 3, 4
 # The longest sleep: how late a lost ring file is noticed, and all that an idle tree wakes for.
 TICK_S = 1.0
+# How long moving orders into a full ring keeps the tree from hearing anything else.
+MOVE_S = 0.05
 
 Verb = Callable[[Settings, list[str]], int]
 
@@ -93,12 +100,18 @@ class Tree:
     """Feeds the policy and does what it says, until it says finish."""
 
     def __init__(
-        self, settings: Settings, ring: Ring, processes: Processes, has_schema: bool
+        self,
+        settings: Settings,
+        ring: Ring,
+        processes: Processes,
+        has_schema: bool,
+        mover: Mover,
     ) -> None:
         self.settings = settings
         self.ring = ring
         self.processes = processes
-        self.state = begin(settings, time.monotonic(), has_schema)
+        self.mover = mover
+        self.state = begin(settings, time.monotonic(), has_schema, moving=not mover.done)
         self.looked = time.monotonic()
 
     def run(self) -> int:
@@ -108,19 +121,42 @@ class Tree:
                 self.feed(self.event(heard))
             self.look_at_file()
             self.feed(Tick(**self.seen()))
+            self.move()
         return self.finish()
 
     def ended(self) -> bool:
         return self.state.phase == "ended"
 
     def seen(self) -> dict[str, Any]:
-        left = self.left() if self.state.phase == "draining" else Left()
+        left = self.left() if self.state.wants_left else Left()
         return {"now": time.monotonic(), "left": left}
 
     def left(self) -> Left:
+        return Left(self.ring.depth + self.mover.left(), self.hands())
+
+    def hands(self) -> tuple[int, ...]:
         held = self.ring.held_count
-        hands = tuple(index for index in range(self.ring.readers) if held(index))
-        return Left(self.ring.depth, hands)
+        return tuple(index for index in range(self.ring.readers) if held(index))
+
+    def free(self) -> tuple[int, ...]:
+        # In this order: whoever works off a hand of nobody's leaves it after it is empty.
+        full = self.hands()
+        owned = {
+            one.index for one in self.ring.participants() if one.role == "reader" and one.alive()
+        }
+        return tuple(index for index in range(self.ring.readers) if index not in {*full, *owned})
+
+    def move(self) -> None:
+        """What fits of the orders of other settings; draining waits for them, stopping does not."""
+        if not self.state.moving or self.state.phase not in ("running", "draining"):
+            return
+        self.mover.step(MOVE_S)
+        if self.mover.done:
+            try:
+                self.processes.listener.listen(BACKLOG)
+            except OSError as error:  # it was bound, but somebody else listens now
+                raise CannotStart(f"--port {self.settings.http.port}: {error.strerror}") from error
+            self.feed(Moved(**self.seen()))
 
     def look_at_file(self) -> None:
         now = time.monotonic()
@@ -131,6 +167,8 @@ class Tree:
 
     def patience(self) -> float:
         """Seconds until the clock itself has something to say."""
+        if self.state.moving:
+            return 0.0  # it waits in move
         kids = self.state.kids.values()
         due = [kid.since for kid in kids if kid.phase == "down" and self.state.migrated]
         due += [self.state.deadline] if self.state.deadline is not None else []
@@ -139,12 +177,14 @@ class Tree:
     def event(self, heard: Heard) -> Event:
         match heard:
             case HeardReady():
-                return Ready(**self.seen(), key=heard.key)
+                return Ready(**self.seen(), key=heard.key, heir=heard.heir)
             case HeardSignal():
-                return Asked(**self.seen(), number=heard.number)
+                left = msgspec.structs.replace(self.left(), free=self.free())
+                return Asked(now=time.monotonic(), left=left, number=heard.number)
             case HeardEnd():
                 how = f"pid {heard.pid} {ending(heard.returncode)}"
-                return Ended(**self.seen(), key=heard.key, how=how, clean=not heard.returncode)
+                clean = not heard.returncode
+                return Ended(**self.seen(), key=heard.key, how=how, clean=clean, heir=heard.heir)
 
     def feed(self, event: Event) -> None:
         self.state, actions = decide(self.state, event)
@@ -154,9 +194,11 @@ class Tree:
     def do(self, action: Action) -> None:
         match action:
             case Start():
-                self.start(action.key)
+                self.start(action)
+            case Install():
+                self.processes.install(action.key, self.to_adopt(action.key))
             case Send():
-                self.processes.signal(action.key, action.number)
+                self.processes.signal(action.key, action.number, action.heir)
             case CloseRing():
                 self.close_ring()
             case Migrate():
@@ -167,16 +209,20 @@ class Tree:
             case Say():
                 log.log(action.level, "%s", action.text)
 
-    def start(self, key: Key) -> None:
-        adopt: list[int] = []
-        if key == ("worker", 0):
-            # Hands that no worker of these settings owns; more workers once took part.
-            adopt = [index for index in self.left().hands if index >= self.state.workers]
+    def to_adopt(self, key: Key) -> list[int]:
+        """Hands that no worker owns, for more workers once took part: worker 0 works them off."""
+        if key != ("worker", 0):
+            return []
+        return [index for index in self.hands() if ("worker", index) not in self.state.kids]
+
+    def start(self, action: Start) -> None:
+        key, heir = action.key, action.heir
+        adopt = [] if heir else self.to_adopt(key)
         try:
-            self.processes.start(key, adopt)
+            self.processes.start(key, adopt, heir=heir, work_off=action.work_off)
         except OSError as error:
             how = f"could not be started ({error})"
-            self.feed(Ended(**self.seen(), key=key, how=how, clean=False))
+            self.feed(Ended(**self.seen(), key=key, how=how, clean=False, heir=heir))
 
     def close_ring(self) -> None:
         try:
@@ -199,8 +245,10 @@ class Tree:
         if self.state.lost:
             log.error("stopped because %s is gone; orders lost with it: %d", path, count)
             return EXIT_DOUBT
+        count += self.mover.left()
         if count:
             data_dir = self.settings.data_dir
+            path = ", ".join(map(str, read_link(self.settings)))
             log.warning("stopped; %d orders remain in %s for the next start on %s: it must be "
                         "before the machine restarts", count, path, data_dir)  # fmt: skip
         else:
@@ -238,16 +286,20 @@ def run(settings: Settings, command: Command = module_command) -> int:
     setproctitle("rasher supervisor")
     set_up_logging(settings.log, "supervisor")
     raise_file_limit(settings)
+    for number in RESHAPING:  # there is nothing to reshape yet
+        signal.signal(number, signal.SIG_IGN)
     check_processor(settings)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, hold_data_dir(settings))
         check_database_file(settings)
-        ring = open_ring(settings)
+        ring, older = open_rings(settings)
         stack.callback(ring.detach)
+        mover = Mover(settings, ring, older)
+        stack.callback(mover.close)
         try:
             # Only now nobody of the run before writes to the database, or holds the port.
             has_schema = migrated(settings)
-            listener = stack.enter_context(listen(settings.http))
+            listener = stack.enter_context(listen(settings.http, bound_only=not mover.done))
         except CannotStart:
             if not count_orders(ring):
                 remove_ring(settings, ring)
@@ -255,7 +307,7 @@ def run(settings: Settings, command: Command = module_command) -> int:
         processes = Processes(settings, ring, listener, command)
         stack.callback(processes.close)
         with processes.hearing_signals():
-            return Tree(settings, ring, processes, has_schema).run()
+            return Tree(settings, ring, processes, has_schema, mover).run()
 
 
 VERBS = {

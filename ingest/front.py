@@ -1,9 +1,16 @@
 """The front's process: connections in, the application behind them.
 
 uvicorn's server with its own ways in and out: connections are accepted one by one while there is
-room under --max-connections (the others wait in the listen backlog), and TERM means drain.
+room under --max-connections (the others wait in the listen backlog), TERM means drain, and USR1
+means that another front has taken over.
 
     accepting --TERM--> draining (no new connection, idle ones closed, requests finish) --> exit 0
+    accepting --USR1--> retiring (no new connection, requests are answered as ever, each connection
+                        closes with its next answer or when it was idle as long as ever) --> exit 0
+    retiring  --TERM--> draining
+
+Whoever uses a connection sees of a retiring front what he sees of any: an answer that announces the
+close, or the end of a connection that was idle for KEEP_ALIVE_S.
 """
 
 from __future__ import annotations
@@ -25,10 +32,11 @@ from uvicorn.server import ServerState
 from ingest.app import make_app
 from ingest.database import Database
 from ingest.protocol import FrontProtocol
-from processors.child import Child, enter
+from processors.child import RETIRE, Child, enter
 from processors.store import Store
 
 DATE_REFRESH_S = 1.0
+KEEP_ALIVE_S = 5
 # How long accepting pauses when the machine or the process has no descriptor or memory left.
 ACCEPT_PAUSE_S = 0.1
 # How long requests without a client may take to notice it: one wait for the database's lock.
@@ -44,10 +52,11 @@ class FrontState(ServerState):
     def __init__(self) -> None:
         super().__init__()
         self.freed = asyncio.Event()
+        self.retiring = False
 
 
 class FrontServer(uvicorn.Server):
-    """Serves connections of one listening socket (which it closes) until `drain` is called."""
+    """Serves connections of one listening socket (which it closes) until `drain` or `retire`."""
 
     def __init__(
         self, app: Any, listener: socket.socket, connections_max: int, drain_timeout_s: float
@@ -58,12 +67,24 @@ class FrontServer(uvicorn.Server):
         self._listener = listener
         self._connections_max = connections_max
         self._drain_timeout_s = drain_timeout_s
-        self._drain = asyncio.Event()
+        self._end = asyncio.Event()
+        self._draining = False
         self._connecting: set[asyncio.Task[None]] = set()
 
     def drain(self) -> None:
         """Begin to end; `run_until_drained` returns when the last answer is sent."""
-        self._drain.set()
+        self._draining = True
+        self._end.set()
+        self.server_state.freed.set()
+
+    def retire(self) -> None:
+        """Begin to end, with another front at work: whoever has a connection here notices nothing
+        but its close, which is announced by an answer or comes when it was idle as long as ever."""
+        self.server_state.retiring = True
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, FrontProtocol)
+            connection.retire()
+        self._end.set()
 
     async def run_until_drained(self, ready: Callable[[], None]) -> None:
         """Serve; `ready` is called once connections are accepted."""
@@ -71,7 +92,7 @@ class FrontServer(uvicorn.Server):
         self._refresh_date()
         accepting = asyncio.create_task(self._accept_connections())
         asyncio.get_running_loop().call_soon(ready)
-        ends = asyncio.create_task(self._drain.wait())
+        ends = asyncio.create_task(self._end.wait())
         await asyncio.wait({accepting, ends}, return_when=asyncio.FIRST_COMPLETED)
         for task in (accepting, ends):
             task.cancel()
@@ -86,8 +107,7 @@ class FrontServer(uvicorn.Server):
         state = self.server_state
         while True:
             while len(state.connections) + len(self._connecting) >= self._connections_max:
-                state.freed.clear()
-                await state.freed.wait()
+                await self._until_freed()
             await self._somebody_waits()
             try:
                 connection, _ = self._listener.accept()
@@ -134,13 +154,14 @@ class FrontServer(uvicorn.Server):
     async def _finish_requests(self) -> None:
         state = self.server_state
         await asyncio.gather(*self._connecting)
-        for connection in list(state.connections):
-            connection.shutdown()
         try:
             async with asyncio.timeout(self._drain_timeout_s):
+                while state.connections and not self._draining:
+                    await self._until_freed()
+                for connection in list(state.connections):
+                    connection.shutdown()
                 while state.connections:
-                    state.freed.clear()
-                    await state.freed.wait()
+                    await self._until_freed()
         except TimeoutError:
             logger.warning(
                 "%d requests unfinished after %g s (--graceful-timeout)",
@@ -151,6 +172,10 @@ class FrontServer(uvicorn.Server):
             connection.transport.abort()
         if state.tasks:
             await asyncio.wait(set(state.tasks), timeout=LAST_WORDS_S)
+
+    async def _until_freed(self) -> None:
+        self.server_state.freed.clear()
+        await self.server_state.freed.wait()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -174,6 +199,7 @@ def _config(app: Any) -> uvicorn.Config:
         ws="none",
         loop="none",
         lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_S,
         interface="asgi3",
         log_config=None,
         log_level="error",  # what clients do wrong is no event of ours
@@ -199,6 +225,7 @@ async def serve(child: Child) -> None:
             settings.graceful_timeout_s,
         )
         loop.add_signal_handler(signal.SIGTERM, server.drain)
+        loop.add_signal_handler(RETIRE, server.retire)
         await server.run_until_drained(child.ready)
     await database.close()
     store.close()

@@ -18,8 +18,11 @@ BIND_PATIENCE_S = 1.0
 BIND_EVERY_S = 0.05
 
 
-def listen(http: HttpSettings) -> socket.socket:
-    """Raises CannotStart with the address, its flags and the reason."""
+def listen(http: HttpSettings, *, bound_only: bool = False) -> socket.socket:
+    """Raises CannotStart with the address, its flags and the reason.
+
+    bound_only: the address is this process's, connections are refused until `socket.listen`.
+    """
     where = f"--host {http.host} --port {http.port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -32,19 +35,20 @@ def listen(http: HttpSettings) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bind(listener, address)
+        bind(listener, address, bound_only)
     except OSError as error:
         listener.close()
         raise CannotStart(f"{where}: can't listen on {url(address)}: {error.strerror}") from error
     return listener
 
 
-def bind(listener: socket.socket, address: tuple[object, ...]) -> None:
+def bind(listener: socket.socket, address: tuple[object, ...], bound_only: bool) -> None:
     deadline = time.monotonic() + BIND_PATIENCE_S
     while True:
         try:
             listener.bind(address)
-            listener.listen(BACKLOG)
+            if not bound_only:
+                listener.listen(BACKLOG)
             return
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:

@@ -7,6 +7,9 @@ one read of the socket beyond HEAD_BYTES_MAX.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -46,10 +49,32 @@ class FrontProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._hangup: Callable[[], object] | None = None
         self._refusal: Answer | None = None
+        self._last: Any = None  # the cycle that closes because this front retires
 
     def on_hangup(self, callback: Callable[[], object] | None) -> None:
         """Call this when the client goes away; None takes it back. One at a time."""
         self._hangup = callback
+
+    def retire(self) -> None:
+        """Close with the next answer that begins; idle, at the ordinary time and no earlier, for
+        the next request may be on its way."""
+        if self.cycle is not None and not self.cycle.response_started:
+            self._close_after_newest()
+
+    def _close_after_newest(self) -> None:
+        if self._last is not None and not self._last.response_started:
+            self._last.keep_alive = True  # one more was sent behind it
+        self._last = self.cycle if self.cycle.keep_alive else None
+        self.cycle.keep_alive = False
+
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's timer of an idle connection."""
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        # The loop may be behind: a request that has come and was not read yet is not cut off.
+        if not self.transport.is_closing() and not unread_bytes(self.transport):
+            self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -106,6 +131,8 @@ class FrontProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             # We speak nothing else, and the parser would not read on.
             self.cycle.keep_alive = False
+        if self.server_state.retiring:  # type: ignore[attr-defined]
+            self._close_after_newest()
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -154,8 +181,10 @@ class FrontProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._refuse(too_slow("head", HEAD_S_MAX))
-        else:
+        elif self._lingering:
             self.transport.close()
+        else:
+            self._close_idle()
 
     def _refuse(self, answer: Answer) -> None:
         """Answer outside of any request, and close.
@@ -196,6 +225,13 @@ class FrontProtocol(HttpToolsProtocol):
         lines = [STATUS_LINE[answer.status]]
         lines += [name + b": " + value + b"\r\n" for name, value in headers]
         return b"".join([*lines, b"\r\n", answer.body])
+
+
+def unread_bytes(transport: asyncio.Transport) -> int:
+    """What lies in the socket and was not read yet."""
+    count = bytes(struct.calcsize("i"))
+    count = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+    return int(struct.unpack("i", count)[0])
 
 
 def head_too_large() -> Answer:

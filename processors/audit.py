@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from processors.audit_orders import audit_flow, audit_ledger, audit_orders
 from processors.audit_report import Report
 from processors.audit_stock import audit_stock
-from processors.datadir import attach_ring
+from processors.datadir import attach_rings
 from processors.schema import format_uuid
 from processors.settings import Settings
 from processors.store import Store, StoreError, StoreUnavailable
@@ -30,11 +30,12 @@ USAGE = "usage: rasher audit [--ledger FILE]"
 INTEGRITY_ERRORS_MAX = 20
 
 
-def run_audit(ring: Ring | None, store: Store, ledger: Path | None = None) -> Report:
-    """The whole audit; `ring` is None when there is none. Raises OSError for the ledger only."""
+def run_audit(rings: Sequence[Ring], store: Store, ledger: Path | None = None) -> Report:
+    """The whole audit; `rings` with the flow, the one in use last. Raises OSError for the ledger
+    only."""
     report = Report()
     ledger_bytes = ledger.stat().st_size if ledger else 0
-    keys = _audit_ring(ring.snapshot(), report) if ring else set()
+    keys = set().union(*(_audit_ring(ring.snapshot(), report) for ring in rings))
     try:
         with store.reading() as connection:
             _audit_integrity(connection, report)
@@ -80,14 +81,14 @@ def _audit(settings: Settings, ledger: Path | None) -> Report:
         store = Store.open(settings.database)
         stack.callback(store.close)
         try:
-            ring = attach_ring(settings)
+            rings = attach_rings(settings)
         except (RingError, OSError) as error:
-            report = run_audit(None, store, ledger)
+            report = run_audit([], store, ledger)
             report.violate("ring", f"it can't be read: {error}")
             return report
-        if ring is not None:
+        for ring in rings:
             stack.enter_context(ring)
-        return run_audit(ring, store, ledger)
+        return run_audit(rings, store, ledger)
 
 
 def _audit_ring(snapshot: Snapshot, report: Report) -> set[bytes]:
@@ -99,8 +100,8 @@ def _audit_ring(snapshot: Snapshot, report: Report) -> set[bytes]:
             report.violate(
                 "ring", f"order {format_uuid(item.key)} lies in the hands {other} and {hand}"
             )
-    report.counts["in the ring"] = len(snapshot.waiting)
-    report.counts["in hands"] = len(snapshot.held)
+    report.counts["in the ring"] += len(snapshot.waiting)
+    report.counts["in hands"] += len(snapshot.held)
     return {item.key for item in snapshot.waiting} | {item.key for _, item in snapshot.held}
 
 

@@ -4,6 +4,17 @@ The launch record travels as JSON in a memfd whose number is the child's only ar
 descriptor that it names was passed along. A child lives no longer than its supervisor, by three
 independent means: the kernel kills it when the supervisor dies (PR_SET_PDEATHSIG), the parent is
 checked once after that was set (it may have died before), and the end of the alive pipe is watched.
+
+Signals to a child:
+
+    TERM                       end: a front drains, a worker finishes its batch
+    USR1 (RETIRE)              to a front that has a replacement: end, and let nobody notice
+    INT, QUIT, HUP, TTIN, TTOU ignored: what a terminal sends to the whole foreground group is the
+                               supervisor's to answer
+
+The replacement of a worker is started with a gate: it imports, opens, says that it stands by, and
+waits there for the index, which the supervisor gives once the kernel said that the last owner is
+gone. So an index changes hands in milliseconds, and never has two owners.
 """
 
 from __future__ import annotations
@@ -25,13 +36,17 @@ from setproctitle import setproctitle
 
 from processors.logs import set_up_logging
 from processors.settings import Settings
+from processors.stop import Stop
 from ringbuf import Ring
 
 LAUNCH_FLAG = "--launch-fd"
 READY = b"ready\n"
+STANDING_BY = b"standing by\n"
+RETIRE = signal.SIGUSR1
 PR_SET_PDEATHSIG = 1
-# What a terminal sends to the whole foreground group is the supervisor's to answer.
-TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGQUIT})
+IGNORED_SIGNALS = frozenset(
+    {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU}
+)
 
 Role = Literal["front", "worker"]
 
@@ -40,7 +55,9 @@ class Launch(Struct, frozen=True):
     """Descriptor numbers are those of the child.
 
     alive_fd: read end of a pipe, end of file = the supervisor is gone. status_fd: write end.
-    adopt: worker only, further indexes whose hands it must work off before its own work.
+    Of a worker only: adopt, further indexes whose hands it must work off before its own work;
+    work_off: it works off its own hand, takes nothing, and ends; gate_fd: it waits there for its
+    index and for what to adopt (give_turn), None: the index is its own from the start.
     """
 
     role: Role
@@ -52,6 +69,8 @@ class Launch(Struct, frozen=True):
     status_fd: int
     parent_pid: int
     adopt: list[int] = []
+    work_off: bool = False
+    gate_fd: int | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +96,12 @@ def read_launch(argv: Sequence[str]) -> Launch:
     raise SystemExit(2)
 
 
+def give_turn(gate_fd: int, adopt: list[int]) -> None:
+    """Gives the index to the replacement at the gate, which may be gone; closes the descriptor."""
+    with os.fdopen(gate_fd, "wb", buffering=0) as gate, contextlib.suppress(BrokenPipeError):
+        gate.write(msgspec.json.encode(adopt))
+
+
 class Child:
     """A process in its role: its launch record and the ring, attached."""
 
@@ -89,6 +114,19 @@ class Child:
         with contextlib.suppress(BrokenPipeError):
             os.write(self.launch.status_fd, READY)
         os.close(self.launch.status_fd)
+
+    def wait_turn(self, stop: Stop) -> list[int] | None:
+        """-> what to adopt, once the index is this process's; None: asked to stop before."""
+        gate_fd = self.launch.gate_fd
+        if gate_fd is None:
+            return self.launch.adopt
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.launch.status_fd, STANDING_BY)
+        with os.fdopen(gate_fd, "rb") as gate:
+            if stop.wait_for(gate.fileno()):
+                return None
+            given = gate.read()
+        return msgspec.json.decode(given, type=list[int]) if given else None
 
     def watch_parent(self, loop: AbstractEventLoop | None = None) -> None:
         """Ends this process when the supervisor is gone: a reader of `loop`, or a thread."""
@@ -116,7 +154,7 @@ def enter(argv: Sequence[str]) -> Child:
     launch = read_launch(argv)
     setproctitle(f"rasher {launch.name}")
     die_with_parent(launch.parent_pid)
-    ignore_terminal()
+    ignore_signals()
     set_up_logging(launch.settings.log, launch.name)
     ring = Ring.attach(launch.ring_fd)
     os.close(launch.ring_fd)  # the ring has its own
@@ -132,8 +170,8 @@ def die_with_parent(parent_pid: int) -> None:
         end()
 
 
-def ignore_terminal() -> None:
+def ignore_signals() -> None:
     """The supervisor starts children with these blocked, so that none comes before this."""
-    for number in TERMINAL_SIGNALS:
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)

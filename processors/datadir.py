@@ -1,7 +1,8 @@
 """The data directory: held by one supervisor at a time, and naming the ring that goes on living.
 
     rasher.pid   locked (flock) while a supervisor runs; the lock counts, a stale number does not
-    ring.path    the path of the ring file, written before that file is made
+    ring.path    the path of the ring file, written before that file is made; below it those of
+                 rings by other settings that still hold orders (processors/moving.py)
 
 The ring file itself lies in the ring directory, bears the data directory's path as its label, and
 outlives every process. What the next start finds, and does:
@@ -9,21 +10,24 @@ outlives every process. What the next start finds, and does:
     found                                   does
     --------------------------------------  ------------------------------------------------------
     nothing, or a name without a file       makes a new ring
-    another boot's, damaged, other layout   says so, leaves the file alone, makes a new ring
+    another boot's, damaged                 says so, leaves the file alone, makes a new ring
+    unknown layout                          refused, names the layouts; the file stays
     another data dir's                      not ours to touch: refused if it holds orders, else new
     ours, as the settings want it           ends who still lives in it, opens it again, goes on
     ours, otherwise made, empty             removes it, makes a new ring
-    ours, otherwise made, orders in it      goes on if it has the room, else refused: names what
-                                            differs and how to go on
+    ours, otherwise made, orders in it      makes a new ring, and the old one's orders are moved
+                                            into it; refused if one of them doesn't fit
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from processors.settings import Settings
@@ -31,6 +35,13 @@ from ringbuf import Misfit, Ring, RingError
 
 # A killed process that hangs in the kernel longer than this won't end soon.
 KILL_PATIENCE_S = 5.0
+
+# Where every layout has its number: the magic, then 32 bits (ringbuf/kernel.h, rb_header).
+LAYOUT_HEAD = struct.Struct("<8sI")
+RING_MAGIC = b"RSHRRING"
+# How a ring left by any version that this one can succeed is attached. An older layout gets a line
+# here: a reader of it with those parts of Ring that moving and counting use.
+LAYOUTS: dict[int, Callable[[str], Ring]] = {1: Ring.attach}
 
 log = logging.getLogger(__name__)
 
@@ -66,68 +77,80 @@ def hold_data_dir(settings: Settings) -> int:
     return fd
 
 
-def read_link(settings: Settings) -> Path | None:
+def read_link(settings: Settings) -> list[Path]:
+    """The ring in use, then those that are emptied into it; what is named need not be there."""
     try:
-        return Path(link_path(settings).read_text(encoding="utf-8").strip())
+        text = link_path(settings).read_text(encoding="utf-8")
     except (FileNotFoundError, ValueError):
-        return None
+        return []
+    return [Path(line) for line in text.splitlines() if line]
 
 
-def write_link(settings: Settings, ring: Path) -> None:
+def write_link(settings: Settings, rings: Sequence[Path]) -> None:
+    """No ring: no file."""
     link = link_path(settings)
+    if not rings:
+        link.unlink(missing_ok=True)
+        return
     fresh = link.with_suffix(".new")
-    fresh.write_text(f"{ring}\n", encoding="utf-8")
+    fresh.write_text("".join(f"{ring}\n" for ring in rings), encoding="utf-8")
     fresh.replace(link)
 
 
-def attach_ring(settings: Settings) -> Ring | None:
-    """For onlookers, the audit among them: the data dir's ring, or None. Raises Misfit."""
-    path = read_link(settings)
-    if path is None or not path.exists():
-        return None
-    ring = Ring.attach(str(path))
-    if ring.label == settings.data_dir:
-        return ring
-    ring.detach()
-    return None
+def attach_rings(settings: Settings) -> list[Ring]:
+    """For onlookers, the audit among them: the data dir's rings, with the flow, the one in use
+    last. Raises Misfit."""
+    rings: list[Ring] = []
+    try:
+        for path in reversed(read_link(settings)):
+            with contextlib.suppress(FileNotFoundError):  # emptied meanwhile, or never made
+                rings.append(Ring.attach(str(path)))
+    except BaseException:
+        for ring in rings:
+            ring.detach()
+        raise
+    for ring in rings:
+        if ring.label != settings.data_dir:
+            ring.detach()
+    return [ring for ring in rings if ring.label == settings.data_dir]
 
 
-def open_ring(settings: Settings) -> Ring:
-    """For the supervisor, holding the data dir: the ring to go on with, open, nobody in it."""
-    left = find_left(settings)
-    if left is None:
-        return create_ring(settings)
-    end_participants(left)
-    count = count_orders(left)
-    if is_as_wanted(settings, left):
-        return go_on(left, count)
-    if not count:
-        left.unlink()
-        left.detach()
-        return create_ring(settings)
-    obstacles = list(differing(settings, left))
-    if not obstacles:
-        return go_on(left, count)
-    left.detach()
-    raise CannotStart(
-        f"the ring left in {settings.data_dir} holds {count} orders and was made by other settings:"
-        f" {'; '.join(obstacles)}. Start once with the old ones and end it by TERM, which drains it"
-    )
+def open_rings(settings: Settings) -> tuple[Ring, list[Ring]]:
+    """For the supervisor, holding the data dir: the ring to go on with, open, and those whose
+    orders are to be moved into it, in that order; nobody is in any of them."""
+    with contextlib.ExitStack() as stack:
+        left = []
+        for path in read_link(settings):
+            ring = find_left(settings, path)
+            if ring is not None:
+                stack.callback(ring.detach)
+                end_participants(ring)
+                left.append(ring)
+        # Only the first was the one in use: the others' orders come after those that it holds.
+        fits = bool(left) and is_as_wanted(settings, left[0])
+        older = [ring for ring in (left[1:] if fits else left) if not is_emptied(ring)]
+        check_sizes(settings, older)
+        current = go_on(settings, left[0], older) if fits else create_ring(settings, older)
+        for ring in left:
+            if ring is not current and ring not in older:
+                ring.detach()
+        stack.pop_all()
+    return current, older
 
 
-def go_on(ring: Ring, count: int) -> Ring:
+def go_on(settings: Settings, ring: Ring, older: Sequence[Ring]) -> Ring:
+    write_link(settings, [ring_file(one) for one in (ring, *older)])
     ring.reopen()
-    log.info("going on with the ring %s, orders in it: %d", ring.path, count)
+    log.info("going on with the ring %s, orders in it: %d", ring.path, count_orders(ring))
     return ring
 
 
-def find_left(settings: Settings) -> Ring | None:
-    """The ring of the run before, if it is this boot's and this data dir's."""
-    path = read_link(settings)
-    if path is None or not path.exists():
-        return None
+def find_left(settings: Settings, path: Path) -> Ring | None:
+    """The ring that an earlier run left there, if it is this boot's and this data dir's."""
     try:
-        ring = Ring.attach(str(path))
+        ring = attach_any_layout(path)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise CannotStart(
             f"{link_path(settings)} names a ring: {error.strerror}: {path}"
@@ -153,30 +176,48 @@ def find_left(settings: Settings) -> Ring | None:
     return None
 
 
+def attach_any_layout(path: Path) -> Ring:
+    """A ring of whatever layout this version can still empty. Raises what Ring.attach does, and
+    CannotStart for a layout that it can't: the orders in it are good, only not to be read here."""
+    with path.open("rb") as file:
+        head = file.read(LAYOUT_HEAD.size)
+    magic, layout = LAYOUT_HEAD.unpack(head.ljust(LAYOUT_HEAD.size, b"\0"))
+    if magic == RING_MAGIC and layout not in LAYOUTS:
+        known = ", ".join(map(str, LAYOUTS))
+        raise CannotStart(
+            f"{path}: a ring of layout {layout} found, {known} wanted; the file stays. Start the "
+            "version of rasher that made it and end it by TERM, which drains it"
+        )
+    return LAYOUTS.get(layout, Ring.attach)(str(path))
+
+
+def is_emptied(ring: Ring) -> bool:
+    """Removes it if it holds nothing: a start by other settings, or one that was moved whole."""
+    if count_orders(ring):
+        return False
+    ring.unlink()
+    return True
+
+
+def check_sizes(settings: Settings, older: Sequence[Ring]) -> None:
+    """Before anything is moved: what doesn't fit the new slots stays where it is."""
+    for ring in older:
+        snapshot = ring.snapshot()
+        items = [*snapshot.waiting, *(item for _, item in snapshot.held)]
+        size = max(len(item.header) + len(item.payload) for item in items)
+        head = ring.slot_bytes - ring.room
+        needed = size + head
+        if needed > settings.ring.slot_bytes:
+            raise CannotStart(
+                f"--slot-bytes {settings.ring.slot_bytes}: the ring left by other settings holds "
+                f"an order of {size} bytes, at most {settings.ring.slot_bytes - head} fit; at "
+                f"least --slot-bytes {needed + -needed % 64} is needed. Nothing was moved"
+            )
+
+
 def is_as_wanted(settings: Settings, ring: Ring) -> bool:
     found = {name: getattr(ring, name) for name in geometry(settings)}
     return found == geometry(settings) and ring_file(ring).parent == ring_dir(settings)
-
-
-def differing(settings: Settings, ring: Ring) -> Iterator[str]:
-    """What keeps a ring that holds orders from being used, in words of flags.
-
-    More hands, entries or cells than wanted are no obstacle, nor is another directory.
-    """
-    wanted = geometry(settings)
-    for flag, was, now in (
-        ("--capacity", ring.capacity, wanted["capacity"]),
-        ("--slot-bytes", ring.slot_bytes, wanted["slot_bytes"]),
-    ):
-        if was != now:
-            yield f"{flag} was {was}, is {now}"
-    for flag, most, now in (
-        ("--batch", ring.hand // 2, settings.work.batch),
-        ("--workers", ring.readers, settings.work.workers),
-        ("--fronts", ring.writers // 4, settings.http.fronts),
-    ):
-        if now > most:
-            yield f"{flag} is {now}, at most {most} with that ring"
 
 
 def ring_dir(settings: Settings) -> Path:
@@ -198,14 +239,14 @@ def geometry(settings: Settings) -> dict[str, int]:
     }
 
 
-def create_ring(settings: Settings) -> Ring:
+def create_ring(settings: Settings, older: Sequence[Ring]) -> Ring:
     """Named in ring.path first: a file that nobody names would stay in memory until the reboot."""
     directory = ring_dir(settings)
     if not directory.is_dir():
         raise CannotStart(f"--ring-dir {directory}: there is no such directory")
     path = directory / f"rasher-{secrets.token_hex(8)}.ring"
     try:
-        write_link(settings, path)
+        write_link(settings, [path, *map(ring_file, older)])
         return Ring.create(str(path), **geometry(settings), label=settings.data_dir)
     except OSError as error:
         reason = error.strerror
@@ -218,8 +259,10 @@ def create_ring(settings: Settings) -> Ring:
 
 
 def remove_ring(settings: Settings, ring: Ring) -> None:
+    """The file, and then its name in ring.path."""
     ring.unlink()
-    link_path(settings).unlink(missing_ok=True)
+    gone = ring_file(ring)
+    write_link(settings, [path for path in read_link(settings) if path != gone])
 
 
 def count_orders(ring: Ring) -> int:

@@ -19,7 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import Struct
 
-from processors.child import LAUNCH_FLAG, READY, TERMINAL_SIGNALS, Launch, Role, write_launch
+from processors.child import (
+    IGNORED_SIGNALS,
+    LAUNCH_FLAG,
+    READY,
+    STANDING_BY,
+    Launch,
+    Role,
+    give_turn,
+    write_launch,
+)
 from processors.settings import Settings
 from ringbuf import Ring
 
@@ -27,11 +36,15 @@ Key = tuple[Role, int]
 Command = Callable[[Role], Sequence[str]]
 
 MODULES: dict[Role, str] = {"front": "ingest.front", "worker": "processors.worker"}
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+RESHAPING = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, *RESHAPING)
 
 
 class HeardReady(Struct, frozen=True):
+    """heir: it is not installed; that of a worker stands by, and is heard again when it works."""
+
     key: Key
+    heir: bool
 
 
 class HeardEnd(Struct, frozen=True):
@@ -40,6 +53,7 @@ class HeardEnd(Struct, frozen=True):
     key: Key
     pid: int
     returncode: int
+    heir: bool
 
 
 class HeardSignal(Struct, frozen=True):
@@ -53,20 +67,45 @@ def module_command(role: Role) -> Sequence[str]:
     return [sys.executable, "-m", MODULES[role]]
 
 
-class Process:
-    """A child that was started and has not been reaped."""
+def pipe(reads: contextlib.ExitStack, writes: contextlib.ExitStack) -> tuple[int, int]:
+    """-> read end, write end, each closed by its stack."""
+    ends = os.pipe()
+    for stack, fd in zip((reads, writes), ends, strict=True):
+        stack.callback(os.close, fd)
+    return ends
 
-    def __init__(self, key: Key, popen: subprocess.Popen[bytes], status_fd: int) -> None:
+
+class Process:
+    """A child that was started and has not been reaped. gate_fd: where an heir gets its turn."""
+
+    def __init__(
+        self,
+        key: Key,
+        popen: subprocess.Popen[bytes],
+        status_fd: int,
+        gate_fd: int | None,
+        heir: bool,
+    ) -> None:
         self.key = key
         self.popen = popen
         self.status_fd = status_fd
+        self.gate_fd = gate_fd
+        self.heir = heir
         self.pidfd = os.pidfd_open(popen.pid)
 
     def reap(self) -> int:
         code = self.popen.wait()
         os.close(self.pidfd)
         os.close(self.status_fd)
+        if self.gate_fd is not None:
+            os.close(self.gate_fd)
         return code
+
+    def take_place(self, adopt: list[int]) -> None:
+        self.heir = False
+        if self.gate_fd is not None:
+            gate_fd, self.gate_fd = self.gate_fd, None
+            give_turn(gate_fd, adopt)
 
 
 class Processes:
@@ -81,6 +120,7 @@ class Processes:
         self.listener = listener
         self.command = command
         self.by_key: dict[Key, Process] = {}
+        self.heirs: dict[Key, Process] = {}
         self.selector = selectors.DefaultSelector()
         # Only this process has the write end: children read its end when we are gone.
         self.alive_r, self.alive_w = os.pipe()
@@ -88,7 +128,7 @@ class Processes:
 
     @contextlib.contextmanager
     def hearing_signals(self) -> Iterator[None]:
-        """While it lasts, TERM, INT and QUIT are heard by wait() and do nothing else."""
+        """While it lasts, the signals that ask are heard by wait() and do nothing else."""
         os.set_blocking(self.wake_r, False)
         os.set_blocking(self.wake_w, False)
         self.selector.register(self.wake_r, selectors.EVENT_READ)
@@ -101,45 +141,64 @@ class Processes:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def start(self, key: Key, adopt: list[int]) -> int:
-        """-> the pid. Raises OSError."""
-        assert key not in self.by_key, "an index is given out only after its last owner is gone"
-        status_r, status_w = os.pipe()
-        try:
-            popen = self._popen(key, adopt, status_w)
-        except BaseException:
-            os.close(status_r)
-            raise
-        finally:
-            os.close(status_w)
-        process = Process(key, popen, status_r)
-        self.by_key[key] = process
+    def start(
+        self, key: Key, adopt: list[int], *, heir: bool = False, work_off: bool = False
+    ) -> int:
+        """-> the pid. An heir runs beside the process of that key until `install`. Raises OSError.
+
+        adopt, work_off: see Launch; an heir is told by `install` what to adopt.
+        """
+        among = self.heirs if heir else self.by_key
+        assert key not in among, "an index is given out only after its last owner is gone"
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            status_r, status_w = pipe(ours, theirs)
+            # The child's end of this one is for reading.
+            gated = heir and key[0] == "worker"
+            gate_r, gate_w = pipe(theirs, ours) if gated else (None, None)
+            launch = self._launch(key, status_w, gate_r, adopt, work_off)
+            popen = self._popen(launch)
+            ours.pop_all()
+        process = Process(key, popen, status_r, gate_w, heir)
+        among[key] = process
         self.selector.register(process.pidfd, selectors.EVENT_READ, process)
         self.selector.register(status_r, selectors.EVENT_READ, process)
         return popen.pid
 
-    def _popen(self, key: Key, adopt: list[int], status_fd: int) -> subprocess.Popen[bytes]:
+    def install(self, key: Key, adopt: list[int]) -> None:
+        """The heir takes the place of the process of that key, which was reaped. It may be dead
+        too; then its end is heard next, as that of the key's process."""
+        assert key not in self.by_key, "an index is given out only after its last owner is gone"
+        process = self.heirs.pop(key)
+        self.by_key[key] = process
+        process.take_place(adopt)
+
+    def _launch(
+        self, key: Key, status_fd: int, gate_fd: int | None, adopt: list[int], work_off: bool
+    ) -> Launch:
         role, index = key
-        listen_fd = self.listener.fileno() if role == "front" else None
-        launch = Launch(
+        return Launch(
             role=role,
             index=index,
             settings=self.settings,
             ring_fd=self.ring.fd,
-            listen_fd=listen_fd,
+            listen_fd=self.listener.fileno() if role == "front" else None,
             alive_fd=self.alive_r,
             status_fd=status_fd,
             parent_pid=os.getpid(),
             adopt=adopt,
+            work_off=work_off,
+            gate_fd=gate_fd,
         )
+
+    def _popen(self, launch: Launch) -> subprocess.Popen[bytes]:
         launch_fd = write_launch(launch)
-        passed = [self.ring.fd, self.alive_r, status_fd, launch_fd]
-        passed += [listen_fd] if listen_fd is not None else []
+        passed = [launch.ring_fd, launch.alive_fd, launch.status_fd, launch_fd]
+        passed += [fd for fd in (launch.listen_fd, launch.gate_fd) if fd is not None]
         # Blocked, not handled: a child between exec and its own SIG_IGN must not die of Ctrl-C.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
             return subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
-                [*self.command(role), LAUNCH_FLAG, str(launch_fd)],
+                [*self.command(launch.role), LAUNCH_FLAG, str(launch_fd)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=passed,
                 close_fds=True,
@@ -148,42 +207,49 @@ class Processes:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(launch_fd)
 
-    def signal(self, key: Key, number: int) -> None:
-        process = self.by_key.get(key)
+    def signal(self, key: Key, number: int, heir: bool = False) -> None:
+        process = (self.heirs if heir else self.by_key).get(key)
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process.pidfd, number)
 
-    def wait(self, timeout_s: float) -> list[Heard]:
-        heard: list[Heard] = []
+    def wait(self, timeout_s: float) -> Iterator[Heard]:
+        """What is heard, one by one: what is done about one comes before the next is looked at."""
         for ready, _ in self.selector.select(timeout_s):
             if ready.fd == self.wake_r:
-                heard += [HeardSignal(n) for n in os.read(self.wake_r, 4096) if n in ASKING]
+                yield from [HeardSignal(n) for n in os.read(self.wake_r, 4096) if n in ASKING]
+            elif not self._is_known(ready.data):
+                continue  # reaped meanwhile
             elif ready.fd == ready.data.status_fd:
-                heard += self._read_status(ready.data)
+                yield from self._read_status(ready.data)
             else:
-                heard.append(self._reap(ready.data))
-        return heard
+                yield self._reap(ready.data)
+
+    def _is_known(self, process: Process) -> bool:
+        return process in (self.by_key.get(process.key), self.heirs.get(process.key))
 
     def _read_status(self, process: Process) -> list[Heard]:
-        if self.by_key.get(process.key) is not process:
-            return []
-        self.selector.unregister(process.status_fd)
-        return [HeardReady(process.key)] if os.read(process.status_fd, 64) == READY else []
+        said = os.read(process.status_fd, 64)
+        if not said or said.endswith(READY):
+            self.selector.unregister(process.status_fd)
+        if said.endswith(READY) or (said == STANDING_BY and process.heir):
+            return [HeardReady(process.key, process.heir)]
+        return []
 
     def _reap(self, process: Process) -> HeardEnd:
-        del self.by_key[process.key]
+        del (self.heirs if process.heir else self.by_key)[process.key]
         for fd in (process.pidfd, process.status_fd):
             with contextlib.suppress(KeyError):
                 self.selector.unregister(fd)
-        return HeardEnd(process.key, process.popen.pid, process.reap())
+        return HeardEnd(process.key, process.popen.pid, process.reap(), process.heir)
 
     def close(self) -> None:
         """Kills and reaps whoever is left; the descriptors of this object are closed."""
-        for process in self.by_key.values():
+        for process in (*self.by_key.values(), *self.heirs.values()):
             process.popen.kill()
             process.reap()
         self.by_key.clear()
+        self.heirs.clear()
         self.selector.close()
         for fd in (self.alive_r, self.alive_w, self.wake_r, self.wake_w):
             os.close(fd)

@@ -12,12 +12,15 @@ A child (a front or a worker, with an index) is `down` until its time comes, `st
     phase     event             next      actions
     --------  ----------------  --------  --------------------------------------------------------
     running   child ended       running   start again: at once, or after a delay (below)
-    running   TERM              draining  TERM to fronts; deadline = now + --graceful-timeout
+    running   HUP, TTIN, TTOU   running   below
+    running   TERM              draining  TERM to fronts and an heir; deadline = now +
+                                          --graceful-timeout
     running   ring file lost    draining  as TERM, and close the ring now; exit code 4
-    running,  INT, QUIT         stopping  KILL to fronts, TERM to workers; deadline = now + 2 s
-    draining
+    running,  INT, QUIT         stopping  KILL to fronts and an heir, TERM to workers; deadline =
+    draining                              now + 2 s
     draining  front ended       draining  none
-    draining  no front lives    draining  close the ring: every later put raises Closed
+    draining  no front lives    draining  close the ring: every later put raises Closed; not before
+                                          all is moved into it
     draining  worker ended      draining  start again while the ring is open, or it died and orders
                                           wait, or its hand holds something
     draining  nobody lives and  ended     none
@@ -28,11 +31,35 @@ A child (a front or a worker, with an index) is `down` until its time comes, `st
     stopping, nobody lives      ended     none
     killing
     others    ring file lost    the same  none; exit code 4
+    others    HUP, TTIN, TTOU   the same  none
 
-Invariants. An index has at most one process: it is started again only after the kernel said that
-the last one is gone, for its hand goes with it. A child that lived 5 s or more is started again at
+HUP puts everybody in a queue; one at a time gets an heir, a second process for the same place:
+
+    heir      event             next      actions
+    --------  ----------------  --------  --------------------------------------------------------
+    none      in the queue      starting  start the heir beside the one at work
+    starting  heir ready        ready     the one at work is asked to end: USR1 to a front, which
+                                          accepts no more and answers whatever comes on its open
+                                          connections; TERM to a worker
+    starting, the one at work   none      the heir is the child from now on; a worker is given the
+    ready     ended, asked or             index (so it waited at the gate, with all imports done)
+              not
+    starting  heir ended        none      say so, empty the queue: what can't start replaces nobody
+    ready     heir ended        starting  start another heir
+    starting  30 s              starting  KILL to the heir
+    ready     --graceful-       ready     KILL to the one at work
+              timeout + 15 s
+    any       HUP               the same  to the end of the queue with all who are not in it
+
+TTIN makes one worker more, with an index that nobody has, as far as the ring has them; TTOU sends
+TERM to the one with the highest index and keeps one at least. A hand that is not empty then is
+worked off by another process of that index, which takes nothing else and ends.
+
+Invariants. An index has at most one owner: it is given out only after the kernel said that the last
+one is gone, for its hand goes with it. A child that lived 5 s or more is started again at
 once; one that lived less, at once the first time, then after a delay that doubles up to 10 s.
-Workers are not started before the database has its schema; fronts are: orders wait in the ring.
+Workers are not started before the database has its schema, fronts not before a ring of other
+settings is moved into this one: those orders were first. Fronts don't wait for the database.
 """
 
 from __future__ import annotations
@@ -40,149 +67,56 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from processors.child import Role
+from processors.child import RETIRE, Role
 from processors.parent import Key
 from processors.settings import Settings
+from processors.tree import (
+    Action,
+    Announce,
+    Asked,
+    CloseFailed,
+    CloseRing,
+    Decision,
+    Ended,
+    Event,
+    Heir,
+    Install,
+    Kid,
+    Migrate,
+    Migrated,
+    Moved,
+    Ready,
+    RingLost,
+    Say,
+    Send,
+    Start,
+    State,
+    Tick,
+    Unreachable,
+    name,
+)
 
 SHORT_LIFE_S = 5.0
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MOST_S = 10.0
 STOP_PATIENCE_S = 2.0
 MIGRATE_EVERY_S = 5.0
-
-# ---- what there is to know ----------------------------------------------------------------------
-
-
-class Left(Struct, frozen=True):
-    """What the ring holds: how many wait, and the indexes of hands that are not empty."""
-
-    waiting: int = 0
-    hands: tuple[int, ...] = ()
-
-    @property
-    def empty(self) -> bool:
-        return not self.waiting and not self.hands
+HEIR_PATIENCE_S = 30.0
+# Beyond its own time a front waits for the last words of requests, a worker ends its interpreter.
+RETIRE_GRACE_S = 15.0
 
 
-class Kid(Struct, frozen=True):
-    """since: when it was started; while `down`, when it is to be started (monotonic seconds)."""
-
-    phase: Literal["down", "starting", "ready", "gone"]
-    since: float
-    failures: int = 0  # short lives in a row
-
-    @property
-    def lives(self) -> bool:
-        return self.phase in ("starting", "ready")
-
-
-class State(Struct, frozen=True):
-    kids: dict[Key, Kid]
-    workers: int
-    graceful_timeout_s: float
-    phase: Literal["running", "draining", "stopping", "killing", "ended"] = "running"
-    deadline: float | None = None
-    closed: bool = False  # the ring, as far as was asked
-    lost: bool = False  # the ring's file
-    migrated: bool = True
-    migrate_at: float = 0.0
-    announced: bool = False
-
-    def living(self, role: Role | None = None) -> list[Key]:
-        return [key for key, kid in self.kids.items() if kid.lives and role in (None, key[0])]
-
-    def with_kid(self, key: Key, kid: Kid) -> State:
-        return replace(self, kids={**self.kids, key: kid})
-
-
-class Event(Struct, frozen=True):
-    """left: looked at while draining, for nothing else needs it."""
-
-    now: float
-    left: Left
-
-
-class Tick(Event, frozen=True):
-    """Time has passed."""
-
-
-class Ready(Event, frozen=True):
-    key: Key
-
-
-class Ended(Event, frozen=True):
-    """how: for the log, as in `pid 7 was ended by SIGKILL`. clean: exit code 0."""
-
-    key: Key
-    how: str
-    clean: bool
-
-
-class Asked(Event, frozen=True):
-    number: int
-
-
-class RingLost(Event, frozen=True):
-    """The ring's path is no longer the file that is mapped."""
-
-
-class CloseFailed(Event, frozen=True):
-    """Somebody holds the writers' lock and is stopped: to be tried again."""
-
-
-class Migrated(Event, frozen=True):
-    """The database has its schema."""
-
-
-class Unreachable(Event, frozen=True):
-    """The database could not be given its schema; the attempt may have taken seconds."""
-
-
-class Start(Struct, frozen=True):
-    key: Key
-
-
-class Send(Struct, frozen=True):
-    key: Key
-    number: int
-
-
-class CloseRing(Struct, frozen=True):
-    pass
-
-
-class Migrate(Struct, frozen=True):
-    pass
-
-
-class Announce(Struct, frozen=True):
-    pass
-
-
-class Say(Struct, frozen=True):
-    level: int
-    text: str
-
-
-Action = Start | Send | CloseRing | Migrate | Announce | Say
-Decision = tuple[State, list[Action]]
-
-
-# ---- deciding ------------------------------------------------------------------------------------
-
-
-def begin(settings: Settings, now: float, migrated: bool) -> State:
+def begin(settings: Settings, now: float, migrated: bool, moving: bool = False) -> State:
     fronts: list[Key] = [("front", index) for index in range(settings.http.fronts)]
     workers: list[Key] = [("worker", index) for index in range(settings.work.workers)]
     return State(
         kids={key: Kid("down", now) for key in fronts + workers},
-        workers=settings.work.workers,
         graceful_timeout_s=settings.graceful_timeout_s,
+        moving=moving,
         migrated=migrated,
         migrate_at=now + MIGRATE_EVERY_S,
     )
@@ -202,21 +136,31 @@ def answer(state: State, event: Event) -> Decision:
 
 
 def settle(state: State, event: Event) -> Decision:
-    """What follows from where the event left the tree: the ring is closed, the tree has ended."""
+    """What follows from where the event left the tree: the next one is replaced, the ring is
+    closed, the tree has ended."""
     actions: list[Action] = []
-    if state.phase == "draining" and not state.closed and (state.lost or not state.living("front")):
+    if state.phase == "running":
+        if not state.announced and all(kid.phase == "ready" for kid in state.kids.values()):
+            state, actions = replace(state, announced=True), [Announce()]
+        state, more = replace_next(state, event.now)
+        return state, actions + more
+    if state.phase == "draining" and not state.closed and may_close(state):
         state, actions = replace(state, closed=True), [CloseRing()]
     if state.phase == "draining" and state.closed and not event.left.empty:
         state = refill(state, event)
     done = state.phase in ("stopping", "killing") or (state.closed and event.left.empty)
-    if state.phase not in ("running", "ended") and done and not state.living():
+    if state.phase != "ended" and done and state.nobody_lives():
         state = replace(state, phase="ended")
     return state, actions
 
 
+def may_close(state: State) -> bool:
+    return state.lost or (state.nobody_lives("front") and not state.moving)
+
+
 def refill(state: State, event: Event) -> State:
     """A worker for every hand that holds something, and one at least for what waits."""
-    wanted = {index if index < state.workers else 0 for index in event.left.hands}
+    wanted = {index if ("worker", index) in state.kids else 0 for index in event.left.hands}
     pending = [key for key, kid in state.kids.items() if key[0] == "worker" and kid.phase != "gone"]
     if event.left.waiting and not pending:
         wanted.add(0)
@@ -230,34 +174,45 @@ def refill(state: State, event: Event) -> State:
 def on_tick(state: State, event: Tick) -> Decision:
     now = event.now
     if state.deadline is not None and now >= state.deadline and state.phase != "killing":
-        return kill(state)
+        return kill(state, now)
     if state.phase not in ("running", "draining"):
         return state, []
-    actions: list[Action] = []
+    state, actions = end_patience(state, now)
     for key, kid in state.kids.items():
-        if kid.phase == "down" and now >= kid.since and (key[0] == "front" or state.migrated):
+        if kid.phase == "down" and now >= kid.since and may_start(state, key):
+            if kid.leaving and key[1] not in event.left.hands:
+                state = state.without_kid(key)
+                continue
             state = state.with_kid(key, replace(kid, phase="starting", since=now))
-            actions.append(Start(key))
+            actions.append(Start(key, work_off=kid.leaving))
     if not state.migrated and now >= state.migrate_at:
         return later(state, now), [*actions, Migrate()]
     return state, actions
 
 
+def may_start(state: State, key: Key) -> bool:
+    return not state.moving if key[0] == "front" else state.migrated
+
+
 def on_ready(state: State, event: Ready) -> Decision:
+    if event.heir:
+        return retire(state, event)
     state = state.with_kid(event.key, replace(state.kids[event.key], phase="ready"))
-    if state.announced:
-        return state, [Say(logging.INFO, f"{name(event.key)} is ready")]
-    if state.phase == "running" and all(kid.phase == "ready" for kid in state.kids.values()):
-        return replace(state, announced=True), [Announce()]
-    return state, []
+    return state, [Say(logging.INFO, f"{name(event.key)} is ready")] if state.announced else []
 
 
 def on_ended(state: State, event: Ended) -> Decision:
-    kid = state.kids[event.key]
+    if event.heir:
+        return on_heir_ended(state, event)
+    kid, heir = state.kids[event.key], state.heir
+    if heir is not None and heir.key == event.key and heir.phase != "unwanted":
+        return install(state, heir, event)
     if not wanted_again(state, event):
         level = logging.INFO if event.clean else logging.WARNING
-        text = f"{name(event.key)}: {event.how}"
-        return state.with_kid(event.key, replace(kid, phase="gone")), [Say(level, text)]
+        say = Say(level, f"{name(event.key)}: {event.how}")
+        if kid.leaving:
+            return state.without_kid(event.key), [say, how_many(state)]
+        return state.with_kid(event.key, replace(kid, phase="gone")), [say]
     life = next_life(kid, event.now)
     delay = life.since - event.now
     when = f"in {delay:g} s" if delay else "now"
@@ -267,11 +222,13 @@ def on_ended(state: State, event: Ended) -> Decision:
 
 
 def wanted_again(state: State, event: Ended) -> bool:
+    holds = event.key[1] in event.left.hands
     if state.phase == "running":
-        return True
+        return holds or not state.kids[event.key].leaving
     if state.phase != "draining" or event.key[0] == "front":
         return False
-    holds = event.key[1] in event.left.hands
+    if state.kids[event.key].leaving:
+        return holds
     return not state.closed or holds or (not event.clean and event.left.waiting > 0)
 
 
@@ -279,17 +236,26 @@ def next_life(kid: Kid, now: float) -> Kid:
     short = now - kid.since < SHORT_LIFE_S
     failures = kid.failures + 1 if short else 0
     delay = BACKOFF_FIRST_S * 2.0 ** min(failures - 2, 30) if failures > 1 else 0.0
-    return Kid("down", now + min(delay, BACKOFF_MOST_S), failures)
+    since = now + min(delay, BACKOFF_MOST_S)
+    return replace(kid, phase="down", since=since, failures=failures)
 
 
 def on_asked(state: State, event: Asked) -> Decision:
-    if event.number != signal.SIGTERM:
+    if event.number in (signal.SIGINT, signal.SIGQUIT):
         return stop(state, event.now)
-    return drain(state, event.now) if state.phase == "running" else (state, [])
+    if state.phase != "running":
+        return state, []
+    if event.number == signal.SIGTERM:
+        return drain(state, event.now)
+    return RESHAPING[event.number](state, event)
 
 
 def on_close_failed(state: State, _event: CloseFailed) -> Decision:
     return replace(state, closed=False), []
+
+
+def on_moved(state: State, _event: Moved) -> Decision:
+    return replace(state, moving=False), []
 
 
 def on_unreachable(state: State, event: Unreachable) -> Decision:
@@ -306,6 +272,8 @@ def on_migrated(state: State, _event: Migrated) -> Decision:
 
 def drain(state: State, now: float) -> Decision:
     actions: list[Action] = [Send(key, signal.SIGTERM) for key in state.living("front")]
+    state, unwanted = renounce(state, now, signal.SIGTERM)
+    actions += unwanted
     state = without_down(state, "front")
     state = replace(state, phase="draining", deadline=now + state.graceful_timeout_s)
     limit = f"at most {state.graceful_timeout_s:g} s (--graceful-timeout)"
@@ -316,18 +284,22 @@ def stop(state: State, now: float) -> Decision:
     if state.phase in ("killing", "ended"):
         return state, []
     if state.phase == "stopping":
-        return kill(state)
+        return kill(state, now)
     actions: list[Action] = [Send(key, signal.SIGKILL) for key in state.living("front")]
     actions += [Send(key, signal.SIGTERM) for key in state.living("worker")]
+    state, unwanted = renounce(state, now, signal.SIGKILL)  # it holds nothing yet
+    actions += unwanted
     state = without_down(without_down(state, "front"), "worker")
     state = replace(state, phase="stopping", deadline=now + STOP_PATIENCE_S)
     return state, [Say(logging.INFO, "stopping: workers finish their batch"), *actions]
 
 
-def kill(state: State) -> Decision:
+def kill(state: State, now: float) -> Decision:
     actions: list[Action] = [Send(key, signal.SIGKILL) for key in state.living()]
+    state, unwanted = renounce(state, now, signal.SIGKILL)
+    actions += unwanted
     if actions:
-        killed = ", ".join(name(key) for key in state.living())
+        killed = ", ".join(sorted({name(one.key) for one in actions if isinstance(one, Send)}))
         actions.insert(0, Say(logging.WARNING, f"killing {killed}"))
     return replace(without_down(without_down(state, "front"), "worker"), phase="killing"), actions
 
@@ -352,10 +324,133 @@ def without_down(state: State, role: Role) -> State:
     return replace(state, kids={**state.kids, **gone})
 
 
-def name(key: Key) -> str:
-    return f"{key[0]} {key[1]}"
+# ---- replacing: HUP ------------------------------------------------------------------------------
 
 
+def on_hup(state: State, _event: Asked) -> Decision:
+    """Everybody who lives now is replaced by somebody started later; who is in the queue for an
+    earlier HUP keeps his place, or a HUP every second would replace the first ones only."""
+    living = [key for key in state.living() if not state.kids[key].leaving]
+    queue = state.queue + tuple(key for key in living if key not in state.queue)
+    return replace(state, queue=queue), [Say(logging.INFO, f"replacing {len(queue)} processes")]
+
+
+def replace_next(state: State, now: float) -> Decision:
+    """Starts the heir of the next in the queue. One at a time: at most one process too many."""
+    while state.heir is None and state.queue:
+        key, queue = state.queue[0], state.queue[1:]
+        state = replace(state, queue=queue)
+        kid = state.kids.get(key)
+        if kid is not None and kid.lives and not kid.leaving:  # who is down will be new anyway
+            heir = Heir(key, "starting", now, now + HEIR_PATIENCE_S)
+            return replace(state, heir=heir), [Start(key, heir=True)]
+    return state, []
+
+
+def retire(state: State, event: Ready) -> Decision:
+    """The heir is ready: the one at work is asked to end."""
+    heir = state.heir
+    if heir is None or heir.phase != "starting":
+        return state, []
+    until = event.now + state.graceful_timeout_s + RETIRE_GRACE_S
+    state = replace(state, heir=replace(heir, phase="ready", until=until))
+    return state, [Send(heir.key, RETIREMENT[heir.key[0]])]
+
+
+def install(state: State, heir: Heir, event: Ended) -> Decision:
+    """The one that was at work is gone, asked or not: its heir has the place."""
+    serves = heir.key[0] == "front" and heir.phase == "ready"  # a worker is ready with the index
+    kid = Kid("ready" if serves else "starting", heir.since)
+    level = logging.INFO if event.clean else logging.WARNING
+    actions: list[Action] = [
+        Install(heir.key),
+        Say(level, f"{name(heir.key)}: {event.how}; it is replaced"),
+    ]
+    if not state.queue:
+        actions.append(Say(logging.INFO, "nobody is left to be replaced"))
+    return replace(state.with_kid(heir.key, kid), heir=None), actions
+
+
+def on_heir_ended(state: State, event: Ended) -> Decision:
+    heir = state.heir
+    assert heir is not None, "there is an heir until its end is heard or it is installed"
+    state = replace(state, heir=None)
+    text = f"the replacement of {name(event.key)}: {event.how}"
+    if state.phase != "running" or heir.phase == "unwanted":
+        return state, [Say(logging.INFO, text)]
+    if heir.phase == "ready":  # the other one ends, or has taken in its last order: another one
+        queue = (heir.key, *(key for key in state.queue if key != heir.key))
+        return replace(state, queue=queue), [Say(logging.WARNING, f"{text}; another starts now")]
+    text += ", before it was ready; nobody else is replaced until the next HUP"
+    return replace(state, queue=()), [Say(logging.ERROR, text)]
+
+
+def end_patience(state: State, now: float) -> Decision:
+    """Kills who does not get ready, or does not end, and so holds up a replacement."""
+    heir = state.heir
+    if heir is None or now < heir.until:
+        return state, []
+    state = replace(state, heir=replace(heir, until=now + HEIR_PATIENCE_S))
+    if heir.phase == "ready":
+        text = f"killing {name(heir.key)}, whose replacement waits for its end"
+        return state, [Say(logging.WARNING, text), Send(heir.key, signal.SIGKILL)]
+    text = f"killing the replacement of {name(heir.key)}, which took too long"
+    return state, [Say(logging.WARNING, text), Send(heir.key, signal.SIGKILL, heir=True)]
+
+
+def renounce(state: State, now: float, number: int) -> Decision:
+    """Nobody is replaced any more; an heir is asked to end."""
+    heir, state = state.heir, replace(state, queue=())
+    if heir is None:
+        return state, []
+    heir = replace(heir, phase="unwanted", until=now + HEIR_PATIENCE_S)
+    return replace(state, heir=heir), [Send(heir.key, number, heir=True)]
+
+
+# ---- more and fewer workers: TTIN, TTOU ----------------------------------------------------------
+
+
+def on_ttin(state: State, event: Asked) -> Decision:
+    leaving = [key for key, kid in state.kids.items() if kid.leaving]
+    free = [index for index in event.left.free if ("worker", index) not in state.kids]
+    if leaving:
+        key = min(leaving)
+        state = state.with_kid(key, replace(state.kids[key], leaving=False))
+    elif free:
+        state = state.with_kid(("worker", free[0]), Kid("down", event.now))
+    else:
+        most = f"the ring was made for no more (--workers {len(state.staying) + 1} at the start)"
+        return state, [how_many(state, logging.WARNING, f", and it stays so: {most}")]
+    return state, [how_many(state)]
+
+
+def on_ttou(state: State, event: Asked) -> Decision:
+    """The one with the highest index goes. Should it leave orders in its hand (the database was
+    away, or they are to be tried again), it is started once more to work them off."""
+    if len(state.staying) == 1:
+        return state, [how_many(state, logging.WARNING, ", and it stays so: one is the least")]
+    key = max(state.staying)
+    kid = replace(state.kids[key], leaving=True)
+    actions: list[Action] = [Send(key, signal.SIGTERM)] if kid.lives else []
+    state = replace(state, queue=tuple(other for other in state.queue if other != key))
+    if state.heir is not None and state.heir.key == key:
+        queue = state.queue
+        state, unwanted = renounce(state, event.now, signal.SIGTERM)
+        state, actions = replace(state, queue=queue), actions + unwanted
+    state = state.with_kid(key, kid)
+    return state, [how_many(state), *actions]
+
+
+def how_many(state: State, level: int = logging.INFO, more: str = "") -> Say:
+    return Say(level, f"workers: {len(state.staying)}{more}")
+
+
+RETIREMENT: dict[Role, int] = {"front": RETIRE, "worker": signal.SIGTERM}
+RESHAPING: dict[int, Callable[[State, Asked], Decision]] = {
+    signal.SIGHUP: on_hup,
+    signal.SIGTTIN: on_ttin,
+    signal.SIGTTOU: on_ttou,
+}
 ANSWERS: dict[type[Event], Callable[[State, Any], Decision]] = {
     Tick: on_tick,
     Ready: on_ready,
@@ -363,6 +458,7 @@ ANSWERS: dict[type[Event], Callable[[State, Any], Decision]] = {
     Asked: on_asked,
     RingLost: on_ring_lost,
     CloseFailed: on_close_failed,
+    Moved: on_moved,
     Migrated: on_migrated,
     Unreachable: on_unreachable,
 }

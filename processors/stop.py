@@ -28,6 +28,15 @@ class Stop:
             self._poll.poll(max(0.0, seconds) * 1000)
         return self.requested
 
+    def wait_for(self, fd: int) -> bool:
+        """Sleeps until `fd` can be read or has ended, or the request. Returns whether there is one;
+        the request goes first."""
+        poll = select.poll()
+        for one in (fd, self._fd):
+            poll.register(one, select.POLLIN)
+        poll.poll()
+        return self.requested
+
     def close(self) -> None:
         """Gives the descriptor back; nobody may request or wait from then on."""
         os.close(self._fd)

@@ -149,6 +149,13 @@ class BaconWorker:
                 left -= len(items)
                 self._settle_items(reader, items)
 
+    def work_off(self, reader: Reader) -> None:
+        """Settles what lies in that hand, retries included, or until `stop` is requested."""
+        self.adopt(reader)
+        with suppress(Stopping):
+            while self._later and not self._stop.wait(self._patience_s()):
+                self._settle_due()
+
     def _patience_s(self) -> float:
         if not self._later:
             return IDLE_S
@@ -253,9 +260,15 @@ def serve(child: Child, stop: Stop) -> None:
     worker = BaconWorker(child.ring, store, load_processor(work.processor), rules, stop)
     with ExitStack() as readers:
         readers.callback(store.close)
+        adopt = child.wait_turn(stop)
+        if adopt is None:
+            return
         own = readers.enter_context(child.ring.reader(child.launch.index))
         child.ready()
-        for index in child.launch.adopt:
+        if child.launch.work_off:
+            worker.work_off(own)
+            return
+        for index in adopt:
             left = readers.enter_context(child.ring.reader(index))
             worker.adopt(left)
             if not left.held():

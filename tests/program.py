@@ -137,7 +137,8 @@ class Rasher:
         return code
 
     def ring_path(self) -> Path:
-        return Path((self.data_dir / "ring.path").read_text().strip())
+        """Of the ring in use; below it stand those that are being emptied."""
+        return Path((self.data_dir / "ring.path").read_text().splitlines()[0])
 
     def put(self, count: int) -> None:
         """Orders of no meaning, for stand-in workers."""

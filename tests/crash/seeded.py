@@ -115,7 +115,7 @@ BUGS = (
     ),
     Bug(
         "hand given away while its owner lives, by the next supervisor",
-        (Edit("processors/datadir.py", "    end_participants(left)\n", ""),),
+        (Edit("processors/datadir.py", "                end_participants(ring)\n", ""),),
         (
             "tests/supervisor/test_tree.py"
             "::test_whoever_of_a_killed_run_still_lives_is_ended_before_a_hand_is_given_out",

@@ -123,7 +123,7 @@ class House:
         engine.dispose()
 
     def audit(self, ledger: Path | None = None) -> Report:
-        return run_audit(self.ring, self.store, ledger)
+        return run_audit([self.ring], self.store, ledger)
 
 
 def settled_by(decide: Callable[[Work], Outcome]) -> Processor:

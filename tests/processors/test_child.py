@@ -11,9 +11,20 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from processors.child import LAUNCH_FLAG, Launch, enter, read_launch, write_launch
+from processors.child import (
+    IGNORED_SIGNALS,
+    LAUNCH_FLAG,
+    Child,
+    Launch,
+    enter,
+    give_turn,
+    read_launch,
+    write_launch,
+)
 from processors.settings import Settings
+from processors.stop import Stop
 from ringbuf import Ring
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +83,71 @@ def launch_with(ring: Ring, alive_fd: int, status_fd: int, parent_pid: int) -> L
         parent_pid=parent_pid,
         adopt=[7],
     )
+
+
+class Turn:
+    """A replacement of worker 3 at its gate, with the supervisor's ends of its pipes."""
+
+    def __init__(self, ring: Ring, alive: Pipe, status: Pipe, gate: Pipe) -> None:
+        launch = launch_with(ring, alive.r.fileno(), os.dup(status.w.fileno()), os.getpid())
+        self.child = Child(replace(launch, gate_fd=os.dup(gate.r.fileno())), ring)
+        self.gate, self.status = gate, status
+
+    def give(self, adopt: list[int]) -> None:
+        give_turn(os.dup(self.gate.w.fileno()), adopt)
+        self.gate.w.close()
+
+    def close(self) -> None:
+        os.close(self.child.launch.status_fd)
+
+
+@pytest.fixture
+def turn(ring: Ring, alive: Pipe, status: Pipe) -> Iterator[Turn]:
+    with closing(Pipe()) as gate, closing(Turn(ring, alive, status, gate)) as turn:
+        yield turn
+
+
+def test_a_replacement_stands_by_until_it_is_given_the_index_and_what_to_adopt(turn: Turn) -> None:
+    turn.give([2, 5])
+    with Stop() as stop:
+        assert turn.child.wait_turn(stop) == [2, 5]
+    assert turn.status.r.read(64) == b"standing by\n"
+
+
+def test_a_replacement_that_is_asked_to_stop_gets_no_index(turn: Turn) -> None:
+    turn.give([])
+    with Stop() as stop:
+        stop.request()
+        assert turn.child.wait_turn(stop) is None
+
+
+def test_the_gate_of_a_supervisor_that_is_gone_gives_no_index(turn: Turn) -> None:
+    turn.gate.w.close()
+    with Stop() as stop:
+        assert turn.child.wait_turn(stop) is None
+
+
+def test_giving_a_turn_to_nobody_is_harmless() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    give_turn(write, [1])
+
+
+def test_without_a_gate_the_index_is_the_childs_from_the_start(ring: Ring) -> None:
+    with Stop() as stop:
+        assert Child(launch_with(ring, 5, 6, 7), ring).wait_turn(stop) == [7]
+
+
+@pytest.mark.parametrize("number", sorted(IGNORED_SIGNALS))
+def test_what_is_the_supervisors_to_answer_ends_no_child(
+    ring: Ring, alive: Pipe, status: Pipe, number: int
+) -> None:
+    with start(launch_with(ring, alive.r.fileno(), status.w.fileno(), os.getpid())) as child:
+        status.w.close()
+        assert status.r.read(10) == b"ready\n"
+        child.send_signal(number)
+        alive.w.close()
+        assert child.wait(PATIENCE_S) == -signal.SIGKILL  # its own, not that signal's
 
 
 def start(launch: Launch) -> subprocess.Popen[bytes]:

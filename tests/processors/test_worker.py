@@ -246,6 +246,39 @@ def test_a_retry_out_of_a_hand_left_behind_is_tried_by_the_run(house: House) -> 
     assert statuses(house) == {key: ("rejected", "tested")}
 
 
+def test_working_off_a_hand_tries_retries_to_their_end_and_takes_nothing(house: House) -> None:
+    key = house.put(("HAM", 1))
+    with house.ring.reader(3) as dead:
+        dead.take(1, 0)
+    house.put(("HAM", 1))
+
+    def decide(work: Work) -> Outcome:
+        if work.tries < 2:
+            raise Retry(0)
+        return REJECTED
+
+    with Stop() as stop, house.ring.reader(3) as left:
+        house.worker(stop, settled_by(decide)).work_off(left)
+        assert left.held() == []
+    assert statuses(house) == {key: ("rejected", "tested")}
+    assert house.ring.depth == 1
+
+
+def test_working_off_stops_when_asked_and_leaves_what_is_to_be_tried_later(house: House) -> None:
+    house.put(("HAM", 1))
+    with house.ring.reader(3) as dead:
+        dead.take(1, 0)
+
+    with Stop() as stop, house.ring.reader(3) as left:
+
+        def decide(work: Work) -> Outcome:
+            stop.request()
+            raise Retry(30)
+
+        house.worker(stop, settled_by(decide)).work_off(left)
+        assert len(left.held()) == 1
+
+
 def test_the_attempts_of_earlier_owners_are_told_and_kill_nobody(house: House) -> None:
     key = house.put(("HAM", 1))
     told: list[int] = []

@@ -3,10 +3,12 @@
 `python stand_in.py FLAGS…` is the supervisor; its children are this file again, as roles. What they
 do is said by STAND_IN_FRONT and STAND_IN_WORKER:
 
-    front   serve: accepts and says its pid (default)    deaf: the same, but no TERM ends it
+    front   serve: accepts and says its pid (default)    deaf: the same, but no TERM or USR1 ends it
     worker  work: takes and releases (default)           hold: takes, never releases
             die: ends at once, never ready               idle: takes nothing
             deaf: like hold, but no TERM ends it
+
+and while the file STAND_IN_BROKEN exists, of either role: a replacement ends at once, never ready.
 
 The database is left out, but for STAND_IN_DATABASE=real; then it is tried again every 0.2 s.
 """
@@ -22,28 +24,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from processors.child import Child, Role, enter  # noqa: E402
+from processors.child import RETIRE, Child, Role, enter  # noqa: E402
 from processors.settings import Settings  # noqa: E402
+from processors.stop import Stop  # noqa: E402
 from ringbuf import Closed, Empty  # noqa: E402
 
 RECHECK_S = 0.05
 
 
-def ask_to_end(deaf: bool) -> list[int]:
-    asked: list[int] = []
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN if deaf else lambda number, _: asked.append(number)
-    )
-    return asked
+def ask_to_end(deaf: bool) -> Stop:
+    stop = Stop()
+    for number in (signal.SIGTERM, RETIRE):
+        signal.signal(number, signal.SIG_IGN if deaf else stop.request)
+    return stop
 
 
 def front(child: Child, manner: str) -> None:
-    asked = ask_to_end(manner == "deaf")
+    stop = ask_to_end(manner == "deaf")
     listen_fd = child.launch.listen_fd
     assert listen_fd is not None
     with child.ring.writer(), socket.socket(fileno=listen_fd) as listener:
         child.ready()
-        while not asked:
+        while not stop.requested:
             listener.settimeout(RECHECK_S)
             try:
                 connection, _ = listener.accept()
@@ -54,16 +56,22 @@ def front(child: Child, manner: str) -> None:
 
 
 def worker(child: Child, manner: str) -> None:
-    asked = ask_to_end(manner == "deaf")
-    if child.launch.adopt:
-        print(f"adopting {child.launch.adopt}", file=sys.stderr, flush=True)
-    for index in child.launch.adopt if manner == "work" else []:
+    stop = ask_to_end(manner == "deaf")
+    adopt = child.wait_turn(stop)
+    if adopt is None:
+        return
+    if adopt:
+        print(f"adopting {adopt}", file=sys.stderr, flush=True)
+    for index in adopt if manner == "work" else []:
         with child.ring.reader(index) as theirs:
             while theirs.held():
                 theirs.release(theirs.take())
     with child.ring.reader(child.launch.index) as hand:
         child.ready()
-        while not asked:
+        if child.launch.work_off:
+            hand.release(hand.take())
+            return
+        while not stop.requested:
             if manner == "idle":
                 signal.sigtimedwait([], RECHECK_S)
                 continue
@@ -79,7 +87,7 @@ def worker(child: Child, manner: str) -> None:
 
 def child_main(role: Role, argv: list[str]) -> int:
     manner = os.environ.get(f"STAND_IN_{role.upper()}", "")
-    if manner == "die":
+    if manner == "die" or Path(os.environ.get("STAND_IN_BROKEN", "/none/such")).exists():
         return 9
     child = enter(argv)
     child.watch_parent()

@@ -4,86 +4,50 @@ from __future__ import annotations
 
 import logging
 import signal
-from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
-from processors.parent import Key
 from processors.policy import (
     BACKOFF_FIRST_S,
     BACKOFF_MOST_S,
     MIGRATE_EVERY_S,
     SHORT_LIFE_S,
     STOP_PATIENCE_S,
+    begin,
+    decide,
+)
+from processors.tree import (
     Action,
     Announce,
-    Asked,
     CloseFailed,
     CloseRing,
-    Ended,
     Event,
     Kid,
     Left,
     Migrate,
     Migrated,
+    Moved,
     Ready,
     RingLost,
     Say,
     Send,
     Start,
     State,
-    Tick,
     Unreachable,
-    begin,
-    decide,
 )
-from processors.settings import HttpSettings, Settings, WorkSettings
-
-F0: Key = ("front", 0)
-W0: Key = ("worker", 0)
-W1: Key = ("worker", 1)
-NOTHING = Left()
-SETTINGS = Settings(
-    data_dir="/data",
-    database="sqlite:////data/rasher.db",
-    graceful_timeout_s=30,
-    http=HttpSettings(fronts=1),
-    work=WorkSettings(workers=2),
+from tests.supervisor.kit import (
+    F0,
+    NOTHING,
+    SETTINGS,
+    W0,
+    W1,
+    after,
+    asked,
+    ended,
+    running,
+    said,
+    tick,
 )
-
-
-def running(since: float = 0.0, **changes: Any) -> State:
-    """A tree in which everybody has been ready since then."""
-    state = begin(SETTINGS, since, migrated=True)
-    kids = {key: Kid("ready", since) for key in state.kids}
-    return replace(state, kids=kids, announced=True, **changes)
-
-
-def ended(key: Key, now: float, left: Left = NOTHING, clean: bool = False) -> Ended:
-    return Ended(now=now, left=left, key=key, how="pid 7 was ended by SIGKILL", clean=clean)
-
-
-def after(state: State, *events: Event) -> tuple[State, list[Action]]:
-    """The state after all of them, and what was done, without the words."""
-    done: list[Action] = []
-    for event in events:
-        state, actions = decide(state, event)
-        done += [action for action in actions if not isinstance(action, Say)]
-    return state, done
-
-
-def said(state: State, event: Event) -> list[str]:
-    return [action.text for action in decide(state, event)[1] if isinstance(action, Say)]
-
-
-def tick(now: float, left: Left = NOTHING) -> Tick:
-    return Tick(now=now, left=left)
-
-
-def asked(number: int, now: float, left: Left = NOTHING) -> Asked:
-    return Asked(now=now, left=left, number=number)
-
 
 DRAINING = after(running(), asked(signal.SIGTERM, 100.0))[0]
 CLOSED = after(DRAINING, ended(F0, 101.0, clean=True))[0]
@@ -322,3 +286,26 @@ def test_the_policy_changes_no_state_that_it_was_given() -> None:
     kids = dict(state.kids)
     after(state, ended(W0, 9.0), asked(signal.SIGINT, 9.0))
     assert (state.phase, state.kids) == ("running", kids)
+
+
+# ---- a ring of other settings -------------------------------------------------------------------
+
+
+def test_fronts_wait_until_the_orders_of_other_settings_are_moved() -> None:
+    state, done = after(begin(SETTINGS, 0.0, migrated=True, moving=True), tick(0.0), tick(1.0))
+    assert done == [Start(W0), Start(W1)]
+    assert after(state, Moved(now=2.0, left=NOTHING), tick(2.0))[1] == [Start(F0)]
+
+
+def test_a_drain_closes_the_ring_only_after_the_orders_are_moved_into_it() -> None:
+    left = Left(waiting=9)
+    state, _ = after(begin(SETTINGS, 0.0, migrated=True, moving=True), tick(0.0))
+    state, done = after(state, asked(signal.SIGTERM, 1.0, left), tick(2.0, left))
+    assert (done, state.phase) == ([], "draining")
+    assert after(state, Moved(now=3.0, left=left))[1] == [CloseRing()]
+    assert after(state, tick(31.0, left))[0].phase == "killing"
+
+
+def test_a_lost_ring_is_closed_although_orders_are_still_to_be_moved() -> None:
+    state, _ = after(begin(SETTINGS, 0.0, migrated=True, moving=True), tick(0.0))
+    assert after(state, RingLost(now=1.0, left=NOTHING))[1] == [CloseRing()]

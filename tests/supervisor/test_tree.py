@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ringbuf import Ring
 from tests.program import PATIENCE_S, Rasher, Start
+from tests.supervisor.kit import ends_of, kill_everything
 
 
 def answering_pid(rasher: Rasher) -> int:
@@ -32,11 +32,6 @@ def put_until(rasher: Rasher, condition: Callable[[list[int]], bool]) -> None:
     while not condition(rasher.held()):
         assert time.monotonic() < deadline
         rasher.put(1)
-
-
-def ends_of(children: list[psutil.Process]) -> list[psutil.Process]:
-    ended: list[psutil.Process] = psutil.wait_procs(children, PATIENCE_S)[0]
-    return ended
 
 
 def test_every_process_shows_its_role_and_index(stand_in: Start) -> None:
@@ -218,15 +213,6 @@ def test_a_second_interrupt_does_not_wait_for_a_deaf_worker(stand_in: Start) -> 
 # ---- starting again ------------------------------------------------------------------------------
 
 
-def kill_everything(rasher: Rasher) -> None:
-    children = list(rasher.children().values())
-    rasher.signal(signal.SIGKILL)
-    for child in children:
-        child.kill()
-    assert rasher.end() == -signal.SIGKILL
-    ends_of(children)
-
-
 def test_what_everybody_left_when_killed_is_drained_by_the_next(stand_in: Start) -> None:
     first = stand_in("--workers", "2", worker="hold").ready()
     first.put(20)
@@ -280,20 +266,6 @@ def test_other_settings_replace_an_empty_ring(stand_in: Start) -> None:
     assert not path.exists()
     with Ring.attach(second.ring_path()) as ring:
         assert ring.capacity == 20
-
-
-def test_other_settings_are_refused_while_orders_are_left(stand_in: Start) -> None:
-    first = stand_in("--capacity", "10", "--workers", "1", worker="hold").ready()
-    first.put(3)
-    kill_everything(first)
-    second = stand_in("--capacity", "20", "--slot-bytes", "1024", "--batch", "128")
-    assert second.end() == 3
-    text = second.log.said[-1]
-    assert "holds 3 orders" in text
-    assert "--capacity was 10, is 20; --slot-bytes was 16384, is 1024" in text
-    assert "--batch is 128, at most 64 with that ring" in text
-    third = stand_in("--capacity", "10", "--workers", "1").ready()
-    assert third.end(signal.SIGTERM) == 0
 
 
 def test_a_damaged_ring_is_told_and_left_alone(stand_in: Start) -> None:
