@@ -129,6 +129,10 @@ static PyObject *fail(int status) {
         PyErr_SetString(RingError, "the ring's lock is held by a process that does not go on "
                                    "(stopped?); it is never robbed: let it go on, or end it");
         break;
+    case RB_DAMAGED:
+        PyErr_SetString(RingError, "the ring's memory is damaged: its cursors lie further apart "
+                                   "than its capacity, or beyond any count of puts");
+        break;
     default: PyErr_Format(RingError, "the ring's lock is beyond repair (status %d)", status);
     }
     return NULL;
@@ -141,6 +145,11 @@ static Mapping *new_mapping(void) {
 }
 
 static int map_file(Mapping *m, int fd, uint64_t bytes) {
+    int error = rb_learn_lock(&m->ring);
+    if (error) {
+        PyErr_Format(RingError, "cannot make a robust lock: %s", strerror(error));
+        return -1;
+    }
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
     if (base == MAP_FAILED) return PyErr_SetFromErrno(PyExc_OSError), -1;
     rb_lay_out(&m->ring, base);
@@ -216,6 +225,13 @@ failed:
     return NULL;
 }
 
+static int is_text(const char *bytes, uint32_t count) {
+    PyObject *text = PyUnicode_DecodeUTF8(bytes, count, NULL);
+    if (!text) PyErr_Clear();
+    Py_XDECREF(text);
+    return text != NULL;
+}
+
 /* Says why the header can't be used, NULL when it can; fills in the ring's geometry. */
 static PyObject *header_fault(const rb_header *h, uint64_t file_bytes, const uint8_t *boot_id,
                               rb_ring *r) {
@@ -229,6 +245,7 @@ static PyObject *header_fault(const rb_header *h, uint64_t file_bytes, const uin
     r->writers = h->writers, r->hand = h->hand, r->epoch = h->epoch;
     if (geometry_fault(r)) REFUSE("%s is out of range", geometry_fault(r));
     if (h->label_bytes > RB_LABEL_MAX) REFUSE("a label of %u bytes", h->label_bytes);
+    if (!is_text(h->label, h->label_bytes)) REFUSE("a label that is no text");
     rb_lay_out(r, NULL);
     if (h->file_bytes != r->file_bytes || file_bytes != r->file_bytes)
         REFUSE("%llu bytes found, %llu wanted", (unsigned long long)file_bytes,
@@ -261,11 +278,14 @@ static PyObject *mapping_attach(PyObject *type, PyObject *args) {
         PyErr_SetObject(Misfit, fault);
         Py_DECREF(fault);
     } else if (!PyErr_Occurred() && !map_file(m, fd, m->ring.file_bytes)) {
-        if (rb_cursors_fit(&m->ring)) {
+        const rb_ring *r = &m->ring;
+        int locks_fit = rb_lock_fits(r, &r->shared->writers) && rb_lock_fits(r, &r->shared->readers);
+        if (locks_fit && rb_cursors_fit(r)) {
             memcpy(m->label, header.label, header.label_bytes);
             return (PyObject *)m;
         }
-        PyErr_SetString(Misfit, "the cursors lie further apart than the capacity");
+        PyErr_SetString(Misfit, locks_fit ? "the cursors lie further apart than the capacity"
+                                          : "the locks are damaged, or another libc's");
     }
     Py_DECREF(m);
     return NULL;
@@ -327,17 +347,18 @@ static PyStructSequence_Desc item_desc = {
 
 static PyObject *make_item(const rb_ring *r, const rb_slot *slot, uint64_t stamp, uint32_t attempts,
                            long cell) {
-    int intact = rb_intact(r, slot, stamp);
+    const rb_slot fixed = *slot; /* lengths that have been checked must not change any more */
     const char *data = (const char *)(slot + 1);
-    uint32_t head = intact ? slot->header_bytes : 0;
+    int intact = rb_intact(r, &fixed, (const uint8_t *)data, stamp);
+    uint32_t head = intact ? fixed.header_bytes : 0;
     PyObject *values[9] = {
-        PyBytes_FromStringAndSize(data + head, rb_data_bytes(r, slot) - head),
-        PyBytes_FromStringAndSize((const char *)slot->key, 16),
+        PyBytes_FromStringAndSize(data + head, rb_data_bytes(r, &fixed) - head),
+        PyBytes_FromStringAndSize((const char *)fixed.key, 16),
         PyLong_FromUnsignedLongLong(stamp - 1),
         PyLong_FromUnsignedLong(attempts),
-        PyLong_FromUnsignedLongLong(slot->accepted_ns),
+        PyLong_FromUnsignedLongLong(fixed.accepted_ns),
         PyBytes_FromStringAndSize(data, head),
-        PyLong_FromUnsignedLong(slot->round),
+        PyLong_FromUnsignedLong(fixed.round),
         PyBool_FromLong(!intact),
         PyLong_FromLong(cell)};
     PyObject *item = PyStructSequence_New(ItemType);
@@ -423,51 +444,10 @@ static int to_key(PyObject *object, const uint8_t **key) {
     return 0;
 }
 
-typedef struct {
-    const rb_ring *ring;
-    const uint8_t *key;
-    rb_slot *copy; /* slot_bytes of private memory */
-    uint64_t stamp;
-    uint32_t attempts, reader;
-} Search;
-
-/* Goes with the flow: slots first, hands after, so that a moving item is met at least once. */
-static int search_slots(Search *s) {
-    const rb_ring *r = s->ring;
-    uint64_t tail = rb_tail(r);
-    for (uint64_t at = rb_head(r); at < tail; at++) {
-        rb_slot *slot = rb_slot_at(r, at);
-        if (memcmp(slot->key, s->key, 16)) continue; /* a torn look is judged by the copy */
-        if (!rb_copy_guarded(r, &slot->stamp, at + 1, slot, s->copy)) continue;
-        if (memcmp(s->copy->key, s->key, 16)) continue;
-        s->stamp = at + 1;
-        return 1;
-    }
-    atomic_thread_fence(memory_order_acquire); /* whoever overwrote a slot saw its item in a hand */
-    return 0;
-}
-
-static int search_hands(Search *s) {
-    const rb_ring *r = s->ring;
-    for (uint32_t reader = 0; reader < r->readers; reader++) {
-        for (uint32_t i = 0; i < r->hand; i++) {
-            rb_cell *cell = rb_cell_at(r, reader, i);
-            uint64_t stamp = atomic_load_explicit(&cell->stamp, memory_order_acquire);
-            if (!stamp || memcmp(cell->slot.key, s->key, 16)) continue;
-            if (!rb_copy_guarded(r, &cell->stamp, stamp, &cell->slot, s->copy)) continue;
-            if (memcmp(s->copy->key, s->key, 16)) continue;
-            s->stamp = stamp, s->reader = reader;
-            s->attempts = atomic_load_explicit(&cell->attempts, memory_order_relaxed);
-            return 1;
-        }
-    }
-    return 0;
-}
-
 /* find(key) -> (item, position or None when in a hand) or None */
 static PyObject *mapping_find(PyObject *self, PyObject *key) {
     Mapping *m = (Mapping *)self;
-    Search s = {.ring = &m->ring};
+    rb_search s = {0};
     PyObject *answer = NULL;
     if (to_key(key, &s.key) || enter(m)) return NULL;
     s.copy = malloc(m->ring.slot_bytes);
@@ -475,10 +455,10 @@ static PyObject *mapping_find(PyObject *self, PyObject *key) {
         int in_ring, found;
         uint64_t head;
         Py_BEGIN_ALLOW_THREADS
-        in_ring = search_slots(&s);
+        in_ring = rb_search_slots(&m->ring, &s);
         head = rb_head(&m->ring);
         in_ring = in_ring && s.stamp - 1 >= head; /* else it has moved on meanwhile */
-        found = in_ring || search_hands(&s);
+        found = in_ring || rb_search_hands(&m->ring, &s);
         Py_END_ALLOW_THREADS
         if (!found) {
             answer = Py_NewRef(Py_None);
@@ -507,12 +487,12 @@ static int append_copy(PyObject *list, const Mapping *m, rb_slot *copy, _Atomic 
 
 static int collect_waiting(const Mapping *m, rb_slot *copy, PyObject *list) {
     const rb_ring *r = &m->ring;
-    uint64_t tail = rb_tail(r);
-    for (uint64_t at = rb_head(r); at < tail; at++) {
+    uint64_t end;
+    for (uint64_t at = rb_waiting(r, &end); at < end; at++) {
         rb_slot *slot = rb_slot_at(r, at);
         if (append_copy(list, m, copy, &slot->stamp, slot, at + 1, 0, -1)) return -1;
     }
-    atomic_thread_fence(memory_order_acquire); /* as in search_slots */
+    atomic_thread_fence(memory_order_acquire); /* as in rb_search_slots */
     return 0;
 }
 
@@ -666,7 +646,8 @@ static int wait_until(const Wait *w, int64_t deadline) {
 static int look_for_room(void *context, int64_t patience_ns) {
     rb_ring *r = context;
     rb_guard guard;
-    if (!rb_closed(r) && rb_depth(r) >= r->capacity) return RB_FULL;
+    /* Whoever waits for damaged cursors gets to know it by its own try. */
+    if (!rb_closed(r) && rb_depth(r) >= r->capacity && rb_cursors_fit(r)) return RB_FULL;
     int status = rb_lock(&guard, r, &r->shared->writers, patience_ns);
     if (status != RB_OK) return status;
     RB_STEP(room.locked);
@@ -974,6 +955,7 @@ static PyObject *deliver(Taker *t, const uint32_t *cells, uint32_t count) {
 typedef struct {
     Taker *taker;
     uint32_t max, taken;
+    uint64_t first;
 } TakeWait;
 
 /* Free cells are used from the end of the list; the first `taken` of them are then filled. */
@@ -981,15 +963,13 @@ static int look_for_items(void *context, int64_t patience_ns) {
     TakeWait *w = context;
     Taker *t = w->taker;
     return rb_take(&t->mapping->ring, t->index, t->free + t->free_count - w->max, w->max,
-                   patience_ns, &w->taken);
+                   patience_ns, &w->first, &w->taken);
 }
 
 static void keep_taken(Taker *t, const TakeWait *w) {
-    rb_ring *r = &t->mapping->ring;
     uint32_t *cells = t->free + t->free_count - w->max;
     for (uint32_t i = 0; i < w->taken; i++) {
-        rb_cell *cell = rb_cell_at(r, t->index, cells[i]);
-        t->stamps[cells[i]] = atomic_load_explicit(&cell->stamp, memory_order_relaxed);
+        t->stamps[cells[i]] = w->first + i + 1;
         t->delivered[cells[i]] = 0;
     }
     memmove(cells, cells + w->taken, (w->max - w->taken) * sizeof *cells);

@@ -40,6 +40,7 @@
 #error "ringbuf needs Linux: robust process-shared mutexes, futexes, pidfds"
 #endif
 
+#include <assert.h>
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -72,7 +73,11 @@
 #define RB_CONFIRM_NS 50000000ll  /* a late wake may still be on its way: not counted as rescued */
 #define RB_PATIENCE_NS 2000000ll  /* how long a call that must not block waits for a lock */
 
-enum rb_status { RB_OK, RB_FULL, RB_EMPTY, RB_CLOSED, RB_BUSY, RB_HANDFULL, RB_BROKEN, RB_NOTHELD };
+#define RB_SEQUENCE_MAX (1ull << 62) /* thousands of years of puts: more is damage, and no stamp is 0 */
+
+enum rb_status {
+    RB_OK, RB_FULL, RB_EMPTY, RB_CLOSED, RB_BUSY, RB_HANDFULL, RB_BROKEN, RB_NOTHELD, RB_DAMAGED
+};
 
 typedef struct { /* page 0, written once */
     uint64_t magic;
@@ -135,11 +140,15 @@ typedef struct { /* one process's view; geometry is copied, never read again fro
     uint8_t *base;
     uint64_t file_bytes, capacity, epoch;
     uint32_t slot_bytes, readers, writers, hand;
+    uint32_t lock_word, lock_kind; /* where a mutex says what it is, and what it has to say */
     rb_shared *shared;
     rb_participant *participants; /* readers first, then writers */
     uint8_t *stats, *slots, *hands;
     uint64_t cell_bytes;
 } rb_ring;
+
+typedef uint32_t __attribute__((may_alias)) rb_half;
+typedef uint64_t __attribute__((may_alias)) rb_word;
 
 typedef struct {
     const uint8_t *key, *header, *payload;
@@ -262,6 +271,34 @@ static void rb_repair(rb_ring *r, rb_side *side) {
     RB_STEP(repair.consistent);
 }
 
+static int rb_init_lock(pthread_mutex_t *lock) {
+    pthread_mutexattr_t attr;
+    int failed = pthread_mutexattr_init(&attr);
+    failed = failed ? failed : pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+    failed = failed ? failed : pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+    failed = failed ? failed : pthread_mutex_init(lock, &attr);
+    pthread_mutexattr_destroy(&attr);
+    return failed;
+}
+
+/* libc ends the process (an assertion, even an illegal instruction) over a mutex whose kind is
+ * damaged. What the kind is, is libc's own: it is the word that initialisation sets. */
+static int rb_learn_lock(rb_ring *r) {
+    pthread_mutex_t fresh;
+    memset(&fresh, 0, sizeof fresh);
+    int failed = rb_init_lock(&fresh);
+    const rb_half *words = (const rb_half *)&fresh;
+    r->lock_word = 0;
+    while (!words[r->lock_word] && r->lock_word < sizeof fresh / sizeof *words - 1) r->lock_word++;
+    r->lock_kind = words[r->lock_word];
+    return failed ? failed : pthread_mutex_destroy(&fresh);
+}
+
+static int rb_lock_fits(const rb_ring *r, const rb_side *side) {
+    const rb_half *words = (const rb_half *)&side->lock;
+    return __atomic_load_n(&words[r->lock_word], __ATOMIC_RELAXED) == r->lock_kind;
+}
+
 typedef struct {
     rb_ring *ring;
     rb_side *side;
@@ -271,6 +308,7 @@ typedef struct {
 /* patience_ns 0: one try. A stopped holder is never robbed: RB_BUSY. */
 static int rb_lock(rb_guard *guard, rb_ring *r, rb_side *side, int64_t patience_ns) {
     *guard = (rb_guard){.ring = r, .side = side};
+    if (!rb_lock_fits(r, side)) return RB_BROKEN;
     int got = pthread_mutex_trylock(&side->lock);
     if (got == EBUSY && patience_ns > 0) {
         struct timespec until = rb_timespec(rb_deadline(patience_ns));
@@ -311,12 +349,16 @@ static uint64_t rb_depth(const rb_ring *r) {
     return depth > r->capacity ? r->capacity : depth;
 }
 
+static int rb_span_fits(const rb_ring *r, uint64_t head, uint64_t tail) {
+    return head <= tail && tail - head <= r->capacity && tail <= RB_SEQUENCE_MAX;
+}
+
 /* Neither cursor alone says it: both move. While head stood still, tail was within capacity of it. */
 static int rb_cursors_fit(const rb_ring *r) {
     for (uint64_t head = rb_head(r), tail;;) {
         tail = rb_tail(r);
         uint64_t again = rb_head(r);
-        if (again == head) return tail - head <= r->capacity;
+        if (again == head) return rb_span_fits(r, head, tail);
         head = again;
     }
 }
@@ -345,22 +387,81 @@ static uint32_t rb_entry_crc(const rb_entry *e) {
     return rb_crc(crc, e->payload, e->payload_bytes);
 }
 
-/* `slot` is a private or held copy, whose stamp field carries what it was published with. */
-static int rb_intact(const rb_ring *r, const rb_slot *slot, uint64_t stamp) {
-    if ((uint64_t)slot->payload_bytes + slot->header_bytes > rb_room(r)) return 0;
-    uint32_t crc = rb_crc(~0u, slot->key, offsetof(rb_slot, crc) - offsetof(rb_slot, key));
-    crc = rb_crc(crc, (const uint8_t *)(slot + 1), rb_data_bytes(r, slot));
-    return rb_crc(crc, &stamp, 8) == slot->crc;
+/* `head` is private, with the stamp that it was published with; its data may lie in a hand. */
+static int rb_intact(const rb_ring *r, const rb_slot *head, const uint8_t *data, uint64_t stamp) {
+    if ((uint64_t)head->payload_bytes + head->header_bytes > rb_room(r)) return 0;
+    uint32_t crc = rb_crc(~0u, head->key, offsetof(rb_slot, crc) - offsetof(rb_slot, key));
+    crc = rb_crc(crc, data, rb_data_bytes(r, head));
+    return rb_crc(crc, &stamp, 8) == head->crc;
+}
+
+/* Reads, in whole words, what others may be changing: the one race in here. What it reads counts only
+ * once a guard that stood still has vouched for it. Their stores are plain, so by the letter of C11
+ * this is undefined; a thread sanitizer, which goes by the letter, leaves out this function alone. */
+__attribute__((no_sanitize("thread"))) static void rb_peek(void *to, const void *from, size_t bytes) {
+    rb_word *into = to;
+    const volatile rb_word *words = from;
+    for (size_t i = 0; i < (bytes + 7) / 8; i++) into[i] = words[i];
 }
 
 /* Copies a slot that others may be changing: whole and with that stamp, or not at all. */
 static int rb_copy_guarded(const rb_ring *r, _Atomic uint64_t *guard, uint64_t stamp,
                            const rb_slot *from, rb_slot *to) {
     if (atomic_load_explicit(guard, memory_order_acquire) != stamp) return 0;
-    memcpy(to, from, sizeof *to);
-    memcpy(to + 1, from + 1, rb_data_bytes(r, to));
+    rb_peek(to, from, sizeof *to);
+    rb_peek(to + 1, from + 1, rb_data_bytes(r, to));
     atomic_thread_fence(memory_order_acquire);
     return atomic_load_explicit(guard, memory_order_relaxed) == stamp;
+}
+
+/* Where a look at what waits begins and ends: never more than fits, whatever the cursors say. */
+static uint64_t rb_waiting(const rb_ring *r, uint64_t *end) {
+    *end = rb_tail(r);
+    uint64_t head = rb_head(r);
+    if (*end > head && *end - head > r->capacity) *end = head + r->capacity;
+    return head;
+}
+
+typedef struct {
+    const uint8_t *key;
+    rb_slot *copy; /* slot_bytes of private memory */
+    uint64_t stamp;
+    uint32_t attempts, reader;
+} rb_search;
+
+static int rb_has_key(const rb_slot *slot, const uint8_t *key) {
+    uint64_t seen[2];
+    rb_peek(seen, slot->key, sizeof seen);
+    return !memcmp(seen, key, sizeof seen); /* a torn look is judged by the copy */
+}
+
+/* Goes with the flow: slots first, hands after, so that a moving item is met at least once. */
+static int rb_search_slots(const rb_ring *r, rb_search *s) {
+    uint64_t end;
+    for (uint64_t at = rb_waiting(r, &end); at < end; at++) {
+        rb_slot *slot = rb_slot_at(r, at);
+        if (!rb_has_key(slot, s->key)) continue;
+        if (!rb_copy_guarded(r, &slot->stamp, at + 1, slot, s->copy)) continue;
+        if (memcmp(s->copy->key, s->key, 16)) continue;
+        s->stamp = at + 1;
+        return 1;
+    }
+    atomic_thread_fence(memory_order_acquire); /* whoever overwrote a slot saw its item in a hand */
+    return 0;
+}
+
+static int rb_search_hands(const rb_ring *r, rb_search *s) {
+    for (uint32_t i = 0; i < r->readers * r->hand; i++) {
+        rb_cell *cell = rb_cell_at(r, i / r->hand, i % r->hand);
+        uint64_t stamp = atomic_load_explicit(&cell->stamp, memory_order_acquire);
+        if (!stamp || !rb_has_key(&cell->slot, s->key)) continue;
+        if (!rb_copy_guarded(r, &cell->stamp, stamp, &cell->slot, s->copy)) continue;
+        if (memcmp(s->copy->key, s->key, 16)) continue;
+        s->stamp = stamp, s->reader = i / r->hand;
+        s->attempts = atomic_load_explicit(&cell->attempts, memory_order_relaxed);
+        return 1;
+    }
+    return 0;
 }
 
 /* ---- put ---------------------------------------------------------------------------------- */
@@ -403,7 +504,12 @@ static int rb_put(rb_ring *r, const rb_entry *entries, uint32_t count, int64_t p
         rb_unlock(&guard);
         return RB_CLOSED;
     }
-    if (r->capacity - (tail - side->cached) < count) side->cached = rb_head(r);
+    uint64_t waiting = tail - side->cached; /* at most: head may have moved on */
+    if (waiting > r->capacity || r->capacity - waiting < count) side->cached = rb_head(r);
+    if (!rb_span_fits(r, side->cached, tail)) {
+        rb_unlock(&guard);
+        return RB_DAMAGED;
+    }
     uint64_t room = r->capacity - (tail - side->cached);
     uint32_t fits = room < count ? (uint32_t)room : count;
     for (uint32_t i = 0; i < fits; i++) rb_fill(r, tail + i, &entries[i]);
@@ -456,7 +562,7 @@ static void rb_copy_to_hand(rb_ring *r, uint64_t sequence, rb_cell *cell) {
 
 /* Moves up to `max` items into the cells named by `cells`. Everybody else's share is left. */
 static int rb_take(rb_ring *r, uint32_t reader, const uint32_t *cells, uint32_t max,
-                   int64_t patience_ns, uint32_t *taken) {
+                   int64_t patience_ns, uint64_t *first, uint32_t *taken) {
     rb_guard guard;
     rb_side *side = &r->shared->readers;
     *taken = 0;
@@ -465,8 +571,12 @@ static int rb_take(rb_ring *r, uint32_t reader, const uint32_t *cells, uint32_t 
     if (status != RB_OK) return status;
     RB_STEP(take.locked);
     uint64_t head = atomic_load_explicit(&side->cursor, memory_order_relaxed);
-    if (side->cached - head < max) side->cached = rb_tail(r);
-    uint64_t waiting = side->cached - head;
+    uint64_t waiting = side->cached - head; /* at least: tail may have moved on */
+    if (waiting < max || waiting > r->capacity) waiting = (side->cached = rb_tail(r)) - head;
+    if (!rb_span_fits(r, head, side->cached)) {
+        rb_unlock(&guard);
+        return RB_DAMAGED;
+    }
     if (!waiting) {
         status = rb_closed_and_empty(r) ? RB_CLOSED : RB_EMPTY;
         rb_unlock(&guard);
@@ -487,6 +597,7 @@ static int rb_take(rb_ring *r, uint32_t reader, const uint32_t *cells, uint32_t 
     RB_STEP(take.disowned);
     rb_unlock(&guard);
     RB_STEP(take.unlocked);
+    *first = head;
     *taken = count;
     rb_signal(&r->shared->writers.event);
     return RB_OK;
@@ -516,16 +627,6 @@ static void rb_lay_out(rb_ring *r, uint8_t *base) {
     r->cell_bytes = sizeof(rb_cell) - sizeof(rb_slot) + r->slot_bytes;
     r->hands = (uint8_t *)(from + at), at += rb_align((uint64_t)r->readers * r->hand * r->cell_bytes);
     r->file_bytes = at;
-}
-
-static int rb_init_lock(pthread_mutex_t *lock) {
-    pthread_mutexattr_t attr;
-    int failed = pthread_mutexattr_init(&attr);
-    failed = failed ? failed : pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
-    failed = failed ? failed : pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
-    failed = failed ? failed : pthread_mutex_init(lock, &attr);
-    pthread_mutexattr_destroy(&attr);
-    return failed;
 }
 
 static uint32_t rb_header_crc(const rb_header *h) {
