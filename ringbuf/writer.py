@@ -62,10 +62,14 @@ class Writer(Putter):
             self._ring.line.join(turn)
             if not turn.wait(_left(deadline)):
                 raise self._full(timeout)
-            while self._ring.mapping.wait_room(_left(deadline)):
+            left = _left(deadline)
+            while self._ring.mapping.wait_room(left):
                 sequence = self.put_in_turn(payload, key, header, round)
                 if sequence is not None:
                     return sequence
+                if left == 0:  # there was room, but others are always faster
+                    break
+                left = _left(deadline)
             raise self._full(timeout)
         finally:
             try:

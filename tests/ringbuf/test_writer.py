@@ -240,6 +240,21 @@ def test_a_closed_ring_refuses_every_form_of_put(ring: Ring, writer: Writer) -> 
     assert ring.tail == 0
 
 
+def test_a_timeout_holds_though_others_are_always_faster(ring: Ring) -> None:
+    class Unlucky(Writer):
+        tries = 0
+
+        def put_in_turn(self, *_: object, **__: object) -> None:
+            self.tries += 1
+
+        try_put = put_in_turn
+
+    with Unlucky(ring, 0) as writer:
+        with pytest.raises(Full):
+            writer.put(*message(1), timeout=0.01)
+        assert writer.tries > 1
+
+
 def test_pending_puts_fail_at_close_and_are_not_enqueued(
     ring: Ring, writer: Writer, reader: Reader
 ) -> None:
