@@ -36,7 +36,7 @@ from tests.ringbuf.conftest import MakeRing
 from tests.ringbuf.stepping import Stepper
 
 SOURCE = Path(__file__).with_name("stepper.c")
-STRIDE, STRIDE_IN_LOCK = 50, 10
+STRIDE, STRIDE_IN_LOCK = 80, 12
 SHORT: list[type[Scenario]] = [
     Put,
     PutMany,
