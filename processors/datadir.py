@@ -10,6 +10,7 @@ outlives every process. What the next start finds, and does:
     found                                   does
     --------------------------------------  ------------------------------------------------------
     nothing, or a name without a file       makes a new ring
+    half of one                             removes it, makes a new ring
     another boot's, damaged                 says so, leaves the file alone, makes a new ring
     unknown layout                          refused, names the layouts; the file stays
     another data dir's                      not ours to touch: refused if it holds orders, else new
@@ -121,6 +122,7 @@ def open_rings(settings: Settings) -> tuple[Ring, list[Ring]]:
     with contextlib.ExitStack() as stack:
         left = []
         for path in read_link(settings):
+            remove_half_made(path)
             ring = find_left(settings, path)
             if ring is not None:
                 stack.callback(ring.detach)
@@ -174,6 +176,13 @@ def find_left(settings: Settings, path: Path) -> Ring | None:
             f"was copied, remove {link_path(settings)}"
         )
     return None
+
+
+def remove_half_made(path: Path) -> None:
+    """What a start has left that was killed while it made that ring: as much memory as a ring."""
+    for half in path.parent.glob(f"{path.name}.*.tmp"):
+        half.unlink(missing_ok=True)
+        log.info("removed %s, left by a start that was killed", half)
 
 
 def attach_any_layout(path: Path) -> Ring:
