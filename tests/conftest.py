@@ -14,6 +14,7 @@ import uvloop
 
 from tests.leaks import Belongings, left_over
 from tests.program import PATIENCE_S, Rasher, Start
+from tests.ringbuf.steps import build_stepping_kernel
 
 
 @pytest.hookimpl(wrapper=True)
@@ -77,3 +78,9 @@ def launch(data_dir: Path, ring_dir: Path) -> Iterator[Callable[..., Rasher]]:
 def rasher(launch: Callable[..., Rasher]) -> Start:
     """The real program."""
     return lambda *argv: launch("supervisor.py", *argv)
+
+
+@pytest.fixture(scope="session")
+def stepping_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel's build in which a step can be chosen that ends or stops its process."""
+    return build_stepping_kernel(tmp_path_factory.mktemp("stepping"))

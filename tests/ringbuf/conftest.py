@@ -14,7 +14,6 @@ import uvloop
 from ringbuf import Ring
 from tests.ringbuf.nursery import Nursery
 from tests.ringbuf.stage import CAPACITY, Stage
-from tests.ringbuf.steps import build_stepping_kernel
 
 MakeRing = Callable[..., Ring]
 MakeStage = Callable[[], Stage]
@@ -79,12 +78,6 @@ def run(request: pytest.FixtureRequest) -> Run:
             runner.run(asyncio.wait_for(main, 60))
 
     return run_on_it
-
-
-@pytest.fixture(scope="session")
-def stepping_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernel's build in which a step can be chosen that ends or stops its process."""
-    return build_stepping_kernel(tmp_path_factory.mktemp("stepping"))
 
 
 @pytest.fixture(scope="module")

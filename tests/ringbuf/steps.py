@@ -1,6 +1,6 @@
 """A build of the kernel in which a chosen step kills or stops its process, and actors that use it.
 
-`python -m tests.ringbuf.stepping KERNEL` is the nursery's process with that build in place of the
+`python -m tests.ringbuf.steps KERNEL` is the nursery's process with that build in place of the
 shipped one; tests and checkers keep the shipped one, and both work on the same ring file.
 """
 
