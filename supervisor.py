@@ -241,6 +241,8 @@ class Tree:
         )  # fmt: skip
 
     def finish(self) -> int:
+        if self.state.migrated:
+            tidy(self.settings)
         count, path = count_orders(self.ring), self.ring.path
         if self.state.lost:
             log.error("stopped because %s is gone; orders lost with it: %d", path, count)
@@ -279,6 +281,16 @@ def migrated(settings: Settings) -> bool:
     except StoreError as error:
         raise CannotStart(f"--database: {error}") from error
     return True
+
+
+def tidy(settings: Settings) -> None:
+    """Everybody who used the database has ended; what they left beside it is no error."""
+    from processors.store import StoreError, StoreUnavailable, leave_one_file  # noqa: PLC0415
+
+    try:
+        leave_one_file(settings.database)
+    except (StoreError, StoreUnavailable) as error:
+        log.info("SQLite's WAL stays beside the database until the next start: %s", error)
 
 
 def run(settings: Settings, command: Command = module_command) -> int:
