@@ -59,7 +59,8 @@ class Readyz:
 def full_for_s(ring: Ring, clock_ns: Callable[[], int] = time.time_ns) -> float:
     """Seconds since a full ring last had room, 0.0 when it has.
 
-    A full ring had room until its newest slot was written, whoever wrote it.
+    A full ring had room until its newest slot was written, whoever wrote it. Full of orders that
+    were moved from another ring it says too much: they kept their time. The first take ends that.
     """
     if ring.depth < ring.capacity:
         return 0.0

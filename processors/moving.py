@@ -99,7 +99,14 @@ class Mover:
         if item.damaged:
             header, payload = DAMAGED_HEADER, payload[: self._ring.room - len(DAMAGED_HEADER)]
         try:
-            self._writer.put(payload, item.key, header, item.round, timeout=max(0.0, patience_s))
+            self._writer.put(
+                payload,
+                item.key,
+                header,
+                item.round,
+                timeout=max(0.0, patience_s),
+                accepted_ns=item.accepted_ns,
+            )
         except (Full, Closed):  # closed: the ring's file is lost, so what is left stays where it is
             return False
         self._there.add(identity(item))

@@ -732,14 +732,16 @@ static int to_payload(PyObject *object, Py_buffer *view, PyObject **owner) {
     return -1;
 }
 
+/* accepted_ns NULL or 0: now. Given only by who moves an item from another ring. */
 static int to_entry(const rb_ring *r, PyObject *key, PyObject *header, PyObject *round,
-                    const Py_buffer *payload, rb_entry *e) {
+                    PyObject *accepted_ns, const Py_buffer *payload, rb_entry *e) {
     char *head = "";
     Py_ssize_t head_bytes = 0;
     if (to_key(key, &e->key)) return -1;
     if (header && PyBytes_AsStringAndSize(header, &head, &head_bytes)) return -1;
     if (too_large(r, payload->len, head_bytes)) return -1;
     unsigned long number = round ? PyLong_AsUnsignedLong(round) : 0;
+    uint64_t accepted = accepted_ns ? PyLong_AsUnsignedLongLong(accepted_ns) : 0;
     if (PyErr_Occurred()) return -1;
     if (number > UINT32_MAX)
         return PyErr_Format(PyExc_ValueError, "round %lu is above %u", number, UINT32_MAX), -1;
@@ -747,7 +749,7 @@ static int to_entry(const rb_ring *r, PyObject *key, PyObject *header, PyObject 
     e->payload = payload->buf, e->payload_bytes = (uint32_t)payload->len;
     e->round = (uint32_t)number;
     e->header_version = 1;
-    e->accepted_ns = (uint64_t)rb_clock_ns(CLOCK_REALTIME);
+    e->accepted_ns = accepted ? accepted : (uint64_t)rb_clock_ns(CLOCK_REALTIME);
     e->crc = rb_entry_crc(e);
     return 0;
 }
@@ -778,8 +780,9 @@ static PyObject *putter_shut(PyObject *self, PyObject *none) {
 
 static PyObject *put_one(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                          PyObject *kwnames, int in_turn) {
-    static const char *const names[] = {"payload", "key", "header", "round", NULL};
-    PyObject *given[4], *owner, *answer = NULL;
+    static const char *const names[] = {"payload", "key",         "header",
+                                        "round",   "accepted_ns", NULL};
+    PyObject *given[5], *owner, *answer = NULL;
     Mapping *m = ((Putter *)self)->mapping;
     Py_buffer view;
     rb_entry entry;
@@ -787,7 +790,7 @@ static PyObject *put_one(PyObject *self, PyObject *const *args, Py_ssize_t nargs
     uint32_t put;
     if (gather("try_put", names, 2, args, nargs, kwnames, given) || enter_open(self)) return NULL;
     if (to_payload(given[0], &view, &owner)) return leave(m), NULL;
-    if (!to_entry(&m->ring, given[1], given[2], given[3], &view, &entry)) {
+    if (!to_entry(&m->ring, given[1], given[2], given[3], given[4], &view, &entry)) {
         int status = m->parked && !in_turn ? nothing_put(&m->ring)
                                            : try_entries(&m->ring, &entry, 1, &sequence, &put);
         if (status == RB_OK) answer = PyLong_FromUnsignedLongLong(sequence);
@@ -828,7 +831,8 @@ static PyObject *putter_put_batch(PyObject *self, PyObject *args) {
         if (PyBytes_AsStringAndSize(PyList_GetItem(payloads, made), &bytes, &view.len)) break;
         view.buf = bytes;
         PyObject *header = headers == Py_None ? NULL : PyList_GetItem(headers, made);
-        if (to_entry(&m->ring, PyList_GetItem(keys, made), header, NULL, &view, &entries[made]))
+        if (to_entry(&m->ring, PyList_GetItem(keys, made), header, NULL, NULL, &view,
+                     &entries[made]))
             break;
     }
     if (entries && made == count && !m->parked)

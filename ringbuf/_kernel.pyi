@@ -75,6 +75,7 @@ class Putter:
         key: bytes,
         header: bytes = ...,
         round: int = ...,
+        accepted_ns: int = ...,
     ) -> int | None: ...
     def put_in_turn(
         self,
@@ -82,6 +83,7 @@ class Putter:
         key: bytes,
         header: bytes = ...,
         round: int = ...,
+        accepted_ns: int = ...,
     ) -> int | None: ...
     def put_batch(
         self, payloads: list[bytes], keys: list[bytes], headers: list[bytes] | None, /

@@ -22,10 +22,10 @@ Payload = bytes | bytearray | memoryview
 class Writer(Putter):
     """A process's way into the ring, from ``Ring.writer()``.
 
-    ``try_put(payload, key, header=b"", round=0)`` (in the kernel) returns the sequence, or None
-    when the ring is full or somebody of this process already waits. Every put raises Closed on a
-    closed ring and TooLarge for what no slot can hold. ``key`` has 16 bytes; ``header`` and
-    ``payload`` share ``ring.room`` bytes.
+    ``try_put(payload, key, header=b"", round=0, accepted_ns=0)`` (in the kernel) returns the
+    sequence, or None when the ring is full or somebody of this process already waits. Every put
+    raises Closed on a closed ring and TooLarge for what no slot can hold. ``key`` has 16 bytes;
+    ``header`` and ``payload`` share ``ring.room`` bytes.
     """
 
     def __new__(cls, ring: Ring, _index: int) -> Self:
@@ -48,13 +48,17 @@ class Writer(Putter):
         header: bytes = b"",
         round: int = 0,
         timeout: float | None = None,
+        *,
+        accepted_ns: int = 0,
     ) -> int:
         """Puts, waiting up to ``timeout`` seconds for room, and returns the sequence.
+
+        ``accepted_ns``: when it was accepted, for an item moved from another ring; 0: now.
 
         Not for the thread of an event loop: pending puts of that loop would wait for each other.
         """
         deadline = _deadline(timeout)
-        sequence = self.try_put(payload, key, header, round)
+        sequence = self.try_put(payload, key, header, round, accepted_ns)
         if sequence is not None:
             return sequence
         turn = ThreadTurn()
@@ -64,7 +68,7 @@ class Writer(Putter):
                 raise self._full(timeout)
             left = _left(deadline)
             while self._ring.mapping.wait_room(left):
-                sequence = self.put_in_turn(payload, key, header, round)
+                sequence = self.put_in_turn(payload, key, header, round, accepted_ns)
                 if sequence is not None:
                     return sequence
                 if left == 0:  # there was room, but others are always faster

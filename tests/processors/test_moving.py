@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from processors.datadir import attach_rings, open_rings, read_link
 from processors.moving import Mover, everything
 from processors.settings import RingSettings, Settings, load_settings
-from ringbuf import Ring
+from ringbuf import Item, Ring
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 30.0
@@ -89,6 +89,10 @@ def fill(settings: Settings) -> list[bytes]:
         return [key(number) for number in range(ring.tail)]
 
 
+def content(item: Item) -> tuple[bytes, bytes, bytes, int, int]:
+    return item.key, item.payload, item.header, item.round, item.accepted_ns
+
+
 def moved(settings: Settings) -> Ring:
     """The ring in use after a whole move."""
     ring, older = open_rings(settings)
@@ -118,9 +122,9 @@ def test_all_is_moved_hands_first_in_the_order_of_the_sequences(
 def test_what_an_order_is_made_of_arrives(old: Settings, new: Settings) -> None:
     fill(old)
     with attach_rings(old)[0] as ring:
-        before = [(item.key, item.payload, item.header, item.round) for item in everything(ring)]
+        before = [content(item) for item in everything(ring)]
     with moved(new) as ring:
-        after = [(item.key, item.payload, item.header, item.round) for item in everything(ring)]
+        after = [content(item) for item in everything(ring)]
     assert sorted(after) == sorted(before)
 
 

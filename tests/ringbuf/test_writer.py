@@ -127,7 +127,8 @@ def test_a_put_buffer_can_be_changed_and_resized_afterwards(writer: Writer, read
         ((b"x", bytes(16), b"", 2**32), ValueError, "above 4294967295"),
         ((b"x", bytes(16), b"", 2**64), OverflowError, "too large"),
         ((b"x", bytes(16), b"", 1.0), TypeError, "int"),
-        ((b"x", bytes(16), b"", 1, 2), TypeError, "at most 4"),
+        ((b"x", bytes(16), b"", 1, -1), OverflowError, "negative"),
+        ((b"x", bytes(16), b"", 1, 2, 3), TypeError, "at most 5"),
     ],
 )
 def test_a_wrong_argument_is_refused_and_nothing_is_put(
@@ -342,3 +343,13 @@ def test_waits_survive_the_wrap_of_the_event_words(make_ring: MakeRing, start: i
         end = int.from_bytes(memory[READERS_EVENT : READERS_EVENT + 4], "little")
     assert (end - start) % 2**32 in range(8, 10_000)
     assert ring.rescues == 0
+
+
+def test_an_item_of_another_ring_keeps_when_it_was_accepted(ring: Ring) -> None:
+    with ring.writer() as writer:
+        writer.put(b"a", key(1), accepted_ns=1)
+        writer.try_put(b"b", key(2), accepted_ns=2**63)
+        writer.put(b"c", key(3))
+    accepted = [item.accepted_ns for item in ring.snapshot().waiting]
+    assert accepted[:2] == [1, 2**63]
+    assert abs(accepted[2] - time.time_ns()) < 60 * 10**9
