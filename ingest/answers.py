@@ -34,6 +34,11 @@ class Answer(Struct, frozen=True):
     body: bytes
     unread_body: bool = False
 
+    @property
+    def closes(self) -> bool:
+        """Whether the connection ends with it."""
+        return CLOSE[0] in self.headers
+
 
 class Refused(Exception):
     """Ends the handling of a request with an answer."""
@@ -75,6 +80,11 @@ def invalid(errors: list[FieldError]) -> Answer:
 def unavailable(detail: str, retry_after_s: int, headers: Headers = ()) -> Answer:
     """503: nothing was taken in and nothing will be; try again after that many seconds."""
     return problem(503, detail, ((b"retry-after", b"%d" % retry_after_s), *headers))
+
+
+def server_mistake() -> Answer:
+    """500; whoever makes it logs the traceback."""
+    return problem(500, "a mistake of the server, it is in its log")
 
 
 def header_pairs(headers: Mapping[str, str] | None) -> Headers:

@@ -19,12 +19,16 @@ from processors.settings import Settings
 from ringbuf import Ring, Writer
 
 
-def make_app(settings: Settings, ring: Ring, writer: Writer, database: Database) -> Starlette:
+def make_acceptor(settings: Settings, ring: Ring, writer: Writer, database: Database) -> Acceptor:
+    """The one way in, for the application and for the lane."""
+    return Acceptor(ring, writer, Lookup(database).find, settings.ring.full_timeout_s)
+
+
+def make_app(settings: Settings, ring: Ring, acceptor: Acceptor, database: Database) -> Starlette:
     """The application over a ring and a database, both open."""
     body_bytes_max = settings.http.max_body_bytes
     full_timeout_s = settings.ring.full_timeout_s
 
-    acceptor = Acceptor(ring, writer, Lookup(database).find, full_timeout_s)
     stock = Stock(database, body_bytes_max)
     ready = Readyz(ring, acceptor, database, full_timeout_s)
     app = Starlette(

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ingest.answers import Answer, Refused, header_pairs, invalid, problem
+from ingest.answers import Answer, Refused, header_pairs, invalid, problem, server_mistake
 from ingest.exchange import HungUp, Receive, Scope, Send, deliver
 from processors.schema import Invalid, Malformed
 
@@ -61,7 +61,7 @@ async def http_problem(request: Request, error: Exception) -> Response:
 
 async def server_problem(_request: Request, _error: Exception) -> Response:
     """A mistake of ours; uvicorn logs the traceback."""
-    return as_response(problem(500, "a mistake of the server, it is in its log"))
+    return as_response(server_mistake())
 
 
 def as_response(answer: Answer) -> Response:

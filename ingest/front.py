@@ -29,10 +29,13 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from ingest.app import make_app
+from ingest.accept import Acceptor
+from ingest.app import make_acceptor, make_app
 from ingest.database import Database
+from ingest.lane import LaneProtocol
 from ingest.protocol import FrontProtocol
 from processors.child import RETIRE, Child, enter
+from processors.settings import Settings
 from processors.store import Store
 
 DATE_REFRESH_S = 1.0
@@ -56,17 +59,21 @@ class FrontState(ServerState):
 
 
 class FrontServer(uvicorn.Server):
-    """Serves connections of one listening socket (which it closes) until `drain` or `retire`."""
+    """Serves connections of one listening socket (which it closes) until `drain` or `retire`.
+
+    `acceptor` is the application's, for the lane.
+    """
 
     def __init__(
-        self, app: Any, listener: socket.socket, connections_max: int, drain_timeout_s: float
+        self, app: Any, acceptor: Acceptor, listener: socket.socket, settings: Settings
     ) -> None:
         super().__init__(_config(app))
         self.config.load()
         self.server_state: FrontState = FrontState()
+        self._acceptor = acceptor
         self._listener = listener
-        self._connections_max = connections_max
-        self._drain_timeout_s = drain_timeout_s
+        self._http = settings.http
+        self._drain_timeout_s = settings.graceful_timeout_s
         self._end = asyncio.Event()
         self._draining = False
         self._connecting: set[asyncio.Task[None]] = set()
@@ -106,7 +113,7 @@ class FrontServer(uvicorn.Server):
     async def _accept_connections(self) -> None:
         state = self.server_state
         while True:
-            while len(state.connections) + len(self._connecting) >= self._connections_max:
+            while len(state.connections) + len(self._connecting) >= self._http.max_connections:
                 await self._until_freed()
             await self._somebody_waits()
             try:
@@ -144,7 +151,16 @@ class FrontServer(uvicorn.Server):
         self.server_state.freed.set()
 
     def _make_protocol(self) -> FrontProtocol:
-        return FrontProtocol(config=self.config, server_state=self.server_state, app_state={})
+        config, state = self.config, self.server_state
+        if self._http.lane == "off":
+            return FrontProtocol(config=config, server_state=state, app_state={})
+        return LaneProtocol(
+            config=config,
+            server_state=state,
+            app_state={},
+            acceptor=self._acceptor,
+            body_bytes_max=self._http.max_body_bytes,
+        )
 
     def _refresh_date(self) -> None:
         loop = asyncio.get_running_loop()
@@ -218,12 +234,9 @@ async def serve(child: Child) -> None:
     store = Store.open(settings.database)
     database = Database(store)
     with child.ring.writer() as writer:
-        server = FrontServer(
-            make_app(settings, child.ring, writer, database),
-            socket.socket(fileno=listen_fd),
-            settings.http.max_connections,
-            settings.graceful_timeout_s,
-        )
+        acceptor = make_acceptor(settings, child.ring, writer, database)
+        app = make_app(settings, child.ring, acceptor, database)
+        server = FrontServer(app, acceptor, socket.socket(fileno=listen_fd), settings)
         loop.add_signal_handler(signal.SIGTERM, server.drain)
         loop.add_signal_handler(RETIRE, server.retire)
         await server.run_until_drained(child.ready)

@@ -1,6 +1,7 @@
 """uvicorn's HTTP/1.1 protocol with what it leaves open: limits, problem answers, hang-ups.
 
-A connection reads one head at a time. What llhttp has not yet handed out of a head is bounded by
+Requests that come in one read are parsed at once and queue; what comes later, while an answer is
+owed, is held as it is. What llhttp has not yet handed out of a head is bounded by
 one read of the socket beyond HEAD_BYTES_MAX.
 """
 
@@ -13,6 +14,7 @@ import termios
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ingest import exchange
@@ -22,6 +24,8 @@ from ingest.hangup import CONNECTION
 
 HEAD_BYTES_MAX = 32 * 1024
 HEADERS_MAX = 100
+# What is read behind a request that has no answer yet, so that a hang-up is seen; then we pause.
+HELD_BYTES_MAX = 64 * 1024
 HEAD_S_MAX = 10.0
 PIPELINE_MAX = 16
 
@@ -47,6 +51,7 @@ class FrontProtocol(HttpToolsProtocol):
         self._dropped_bytes = 0
         self._rest_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
+        self._held = bytearray()
         self._hangup: Callable[[], object] | None = None
         self._refusal: Answer | None = None
         self._last: Any = None  # the cycle that closes because this front retires
@@ -99,9 +104,43 @@ class FrontProtocol(HttpToolsProtocol):
             if self._head_bytes > HEAD_BYTES_MAX:
                 self._refuse(head_too_large())
                 return
-        super().data_received(data)
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        cycle = self.cycle
+        if self._held or not (cycle is None or cycle.response_complete or cycle.more_body):
+            self._hold(data)
+        else:
+            self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        """Has it parsed. What our callbacks refuse is answered there."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade:
+            pass  # on_headers_complete has seen to it
         if self._in_head and self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_S_MAX, self._head_too_slow)
+
+    @property
+    def owes(self) -> bool:
+        """More was sent behind a request that has no answer yet."""
+        return bool(self.pipeline or self._held)
+
+    def _hold(self, data: bytes) -> None:
+        if self._last is not None and not self._last.response_started:
+            self._last.keep_alive, self._last = True, None  # one more was sent behind it
+        self._held += data
+        self._stop_head_timer()  # it is us who don't read on
+        if len(self._held) > HELD_BYTES_MAX:
+            self.flow.pause_reading()
+
+    def _feed_held(self) -> None:
+        held = bytes(self._held)
+        self._held.clear()
+        if not self.transport.is_closing():
+            self.feed(held)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -128,6 +167,8 @@ class FrontProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINE_MAX:
             raise PipelineTooLong
         super().on_headers_complete()
+        if self.pipeline:
+            self.flow.resume_reading()  # uvicorn paused it; a hang-up would not be seen
         if self.parser.should_upgrade():
             # We speak nothing else, and the parser would not read on.
             self.cycle.keep_alive = False
@@ -146,6 +187,9 @@ class FrontProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._held and self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self.loop.call_soon(self._feed_held)
         if self._in_body and self.cycle.response_complete and not self.transport.is_closing():
             # Answered before it was read: the rest may still come, but not for ever.
             self._dropped_bytes = 0
@@ -219,12 +263,15 @@ class FrontProtocol(HttpToolsProtocol):
         if self._dropped_bytes > exchange.DROPPED_BYTES_MAX:
             self.transport.close()
 
-    def _plain(self, answer: Answer) -> bytes:
-        headers = [*self.server_state.default_headers, *answer.headers]
-        headers.append((b"content-length", b"%d" % len(answer.body)))
+    def _plain(self, answer: Answer, *, close: bool = False) -> bytes:
         lines = [STATUS_LINE[answer.status]]
-        lines += [name + b": " + value + b"\r\n" for name, value in headers]
-        return b"".join([*lines, b"\r\n", answer.body])
+        for name, value in (*self.server_state.default_headers, *answer.headers):
+            lines += (name, b": ", value, b"\r\n")
+        lines.append(b"content-length: %d\r\n" % len(answer.body))
+        if close and not answer.closes:
+            lines.append(b"connection: close\r\n")
+        lines += (b"\r\n", answer.body)
+        return b"".join(lines)
 
 
 def unread_bytes(transport: asyncio.Transport) -> int:

@@ -77,6 +77,13 @@ FLAGS: tuple[Flag, ...] = (
         "bytes",
     ),
     Flag(
+        "lane",
+        "http.lane",
+        "choice",
+        "the short way of POST /orders; off: through the application, as all else",
+        choices=("on", "off"),
+    ),
+    Flag(
         "ring-dir",
         "ring.ring_dir",
         "path",

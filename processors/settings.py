@@ -67,6 +67,7 @@ class HttpSettings(Struct, frozen=True):
     fronts: int = 1
     max_connections: int = 4096
     max_body_bytes: int = 65536
+    lane: str = "on"
 
 
 class WorkSettings(Struct, frozen=True):

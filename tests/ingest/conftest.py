@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ingest.app import make_app
+from ingest.app import make_acceptor, make_app
 from ingest.database import Database
 from ingest.front import FrontServer
 from processors.pipeline import fefo
@@ -56,6 +56,10 @@ class Raw:
             return await asyncio.wait_for(self.reader.read(1), PATIENCE_S) == b""
         except ConnectionResetError:
             return True
+
+    async def rest(self) -> bytes:
+        """All that comes before the other side ends the connection."""
+        return await asyncio.wait_for(self.reader.read(), PATIENCE_S)
 
     async def hang_up(self) -> None:
         self.writer.close()
@@ -121,7 +125,9 @@ async def running(
 ) -> AsyncIterator[Service]:
     url = f"sqlite:///{folder}/rasher.db"
     migrate(url)
-    settings = Settings(data_dir=str(folder), database=url, ring=ring, http=http)
+    settings = Settings(
+        data_dir=str(folder), database=url, ring=ring, http=http, graceful_timeout_s=drain_timeout_s
+    )
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     store = Store.open(url, busy_timeout_s=0.2)
@@ -132,8 +138,9 @@ async def running(
         shared.writer() as writer,
         shared.reader(0) as reader,
     ):
-        app = make_app(settings, shared, writer, database)
-        server = FrontServer(app, listener, http.max_connections, drain_timeout_s)
+        acceptor = make_acceptor(settings, shared, writer, database)
+        app = make_app(settings, shared, acceptor, database)
+        server = FrontServer(app, acceptor, listener, settings)
         serving = asyncio.create_task(server.run_until_drained(ready.set))
         await ready.wait()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)

@@ -144,7 +144,7 @@ async def test_orders_sent_one_behind_the_other_are_all_answered(start: Start, w
         await service.parked(1)
         service.server.retire()
         await raw.send(service.posting(BODY) + LIVEZ)
-        await service.until(lambda: any(one.pipeline for one in protocols(service)))
+        await service.until(lambda: any(one.owes for one in protocols(service)))
     else:
         await service.until(lambda: len(service.server.server_state.connections) == 2)
         service.server.retire()

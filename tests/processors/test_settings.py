@@ -43,6 +43,7 @@ def by_flag(flag: Flag, text: str) -> object:
 
 SAMPLES = {
     "host": ("127.0.0.2", "127.0.0.2"),
+    "lane": ("off", "off"),
     "ring-dir": ("/run", "/run"),
     "processor": ("my.line:make", "my.line:make"),
     "data-dir": ("/tmp/d", "/tmp/d"),

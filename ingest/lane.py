@@ -1,0 +1,244 @@
+"""The short way of `POST /orders`: answered inside the parser's callback.
+
+No task, no scope, no queue in between: what a Starlette endpoint costs beside the order itself is
+several times the order. Only the plain request takes it: an unconditional POST of JSON with its
+length, on a connection that stays and owes no earlier answer. Every other request, and this one
+behind any other, goes to the application untouched; the accept function is the same.
+
+    head, body in one read    accept -> 202, 4xx, 503 written at once
+    the body comes later      a cycle stands for the request until it is whole (408 at BODY_S_MAX)
+    Pending                   a task of its own waits; the connection holds what comes behind
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from ingest import exchange
+from ingest.accept import Acceptor, Pending
+from ingest.answers import Answer, Refused, server_mistake
+from ingest.exchange import JSON_TYPE, too_slow
+from ingest.protocol import HEAD_BYTES_MAX, HEADERS_MAX, FrontProtocol, HeadTooLarge, head_too_large
+
+PATH = b"/orders"
+# Whoever sends one of these wants something of the connection, or of the body's form.
+FOR_THE_APPLICATION = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
+
+logger = logging.getLogger(__name__)
+
+
+class LaneCycle:
+    """Stands where uvicorn keeps the newest request of a connection, with what it asks of one."""
+
+    __slots__ = ("body", "disconnected", "keep_alive", "more_body", "response_complete",
+                 "response_started")  # fmt: skip
+
+    def __init__(self, *, more_body: bool) -> None:
+        self.body = b""
+        self.disconnected = False
+        self.keep_alive = True
+        self.more_body = more_body
+        self.response_started = False
+        self.response_complete = False
+
+    @property
+    def message_event(self) -> LaneCycle:
+        """Nobody waits for messages here."""
+        return self
+
+    def set(self) -> None:
+        """As of an event."""
+
+
+class LaneProtocol(FrontProtocol):
+    """A connection with the lane. `acceptor` and `body_bytes_max` are those of the application."""
+
+    def __init__(self, *args: Any, acceptor: Acceptor, body_bytes_max: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._acceptor = acceptor
+        self._body_bytes_max = body_bytes_max
+        self._on_lane = False  # the request that is being read
+        self._body: bytes | bytearray = b""
+        self._body_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_since = 0.0
+
+    # ---- the parser's callbacks, hot -------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self._in_head = True
+        self._head_bytes = 0
+        self._seen_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        headers = self.headers
+        headers.append((name.lower(), value))
+        self._seen_bytes += len(name) + len(value) + 4
+        if self._seen_bytes > HEAD_BYTES_MAX or len(headers) > HEADERS_MAX:
+            self._refusal = head_too_large()
+            raise HeadTooLarge
+
+    def on_headers_complete(self) -> None:
+        if self.url == PATH and self._is_plain():
+            self._in_head = False
+            self._on_lane = True
+            if self._head_timer is not None:
+                self._stop_head_timer()
+            return
+        self._make_scope()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._on_lane:
+            super().on_body(body)
+        elif not self._body:
+            self._body = body
+        elif type(self._body) is bytearray:
+            self._body += body
+        else:
+            self._body = bytearray(self._body) + body
+
+    def on_message_complete(self) -> None:
+        if not self._on_lane:
+            super().on_message_complete()
+            return
+        body, self._body = self._body, b""
+        self._on_lane = False
+        try:
+            answer = self._acceptor.accept(body if type(body) is bytes else bytes(body))
+        except Exception:
+            answer = self._mistake()
+        if self._body_timer is not None or isinstance(answer, Pending):
+            self._answer_later(answer)
+            return
+        self.transport.write(self._plain(answer))
+        if answer.closes:
+            self.transport.close()
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._watch_idleness(self.timeout_keep_alive)
+
+    # ---- what takes the lane ---------------------------------------------------------------------
+
+    def _is_plain(self) -> bool:
+        cycle, parser = self.cycle, self.parser
+        if (
+            (cycle is not None and not cycle.response_complete)
+            or self.server_state.retiring  # type: ignore[attr-defined]
+            or self.flow.write_paused
+            or self.transport.is_closing()
+            or parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+            or not parser.should_keep_alive()
+        ):
+            return False
+        kind = length = None
+        for name, value in self.headers:
+            if name == b"content-type":
+                kind = value
+            elif name == b"content-length":
+                length = value
+            elif name in FOR_THE_APPLICATION:
+                return False
+        if kind is None or length is None or int(length) > self._body_bytes_max:
+            return False
+        return kind == b"application/json" or JSON_TYPE.fullmatch(kind.strip()) is not None
+
+    def _make_scope(self) -> None:
+        """What uvicorn would have made while the head came in."""
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        for name, value in headers:
+            self.headers.append((name, value))
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+
+    # ---- what takes longer -----------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        super().feed(data)
+        if self._on_lane and self._body_timer is None:  # more of the body is still to come
+            self.cycle = LaneCycle(more_body=True)  # type: ignore[assignment]
+            self._body_timer = self.loop.call_later(exchange.BODY_S_MAX, self._body_too_slow)
+
+    def _answer_later(self, answer: Answer | Pending) -> None:
+        """By the cycle that stands for the request: it began before this read, or has to wait."""
+        cycle: Any = self.cycle
+        if self._body_timer is None:
+            cycle = self.cycle = LaneCycle(more_body=False)  # type: ignore[assignment]
+        else:
+            self._body_timer.cancel()
+            self._body_timer = None
+            cycle.more_body = False
+        if isinstance(answer, Pending):
+            task = self.loop.create_task(self._finish(answer, cycle))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+            self.on_hangup(task.cancel)
+        else:
+            self._complete(cycle, answer)
+
+    async def _finish(self, pending: Pending, cycle: LaneCycle) -> None:
+        try:
+            answer = await self._acceptor.finish(pending)
+        except Refused as refused:
+            answer = refused.answer
+        except asyncio.CancelledError:
+            if cycle.disconnected:  # nobody is there to be answered
+                return
+            raise
+        except Exception:
+            answer = self._mistake()
+        finally:
+            self.on_hangup(None)
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if not cycle.disconnected:
+            self._complete(cycle, answer)
+
+    def _complete(self, cycle: LaneCycle, answer: Answer) -> None:
+        cycle.response_started = cycle.response_complete = True
+        keep_alive = cycle.keep_alive and not answer.closes
+        self.transport.write(self._plain(answer, close=not keep_alive))
+        if not keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _body_too_slow(self) -> None:
+        self._body_timer = None
+        self._on_lane, self._body = False, b""
+        cycle: Any = self.cycle
+        if not self.transport.is_closing():
+            self._complete(cycle, too_slow("body", exchange.BODY_S_MAX))
+
+    def _mistake(self) -> Answer:
+        logger.exception("a mistake of ours in POST /orders")
+        return server_mistake()
+
+    # ---- the end of a connection -----------------------------------------------------------------
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._body_timer, self._idle_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def _watch_idleness(self, seconds: float) -> None:
+        # One timer for many answers: set and taken back for each, it would cost more than they do.
+        self._idle_timer = self.loop.call_later(seconds, self._maybe_idle)
+
+    def _maybe_idle(self) -> None:
+        self._idle_timer = None
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if busy or self._in_head or self.timeout_keep_alive_task is not None:
+            return  # another timer watches, or the next answer begins anew
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._watch_idleness(left)
+        else:
+            self._close_idle()

@@ -1,0 +1,144 @@
+"""Two fronts that differ in the lane alone, spoken to without a network: which reads, how split."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest.accept import Acceptor
+from ingest.app import make_app
+from ingest.database import Database
+from ingest.front import FrontServer
+from ingest.lookup import Earlier
+from ingest.protocol import FrontProtocol
+from processors.settings import HttpSettings, RingSettings, Settings
+from processors.store import Store
+from ringbuf import Reader, Ring
+
+BODY_BYTES_MAX = 2048
+PATIENCE_S = 20
+DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
+
+
+class Wire(asyncio.Transport):
+    """The server's end of a connection that ends in this process."""
+
+    def __init__(self, protocol: FrontProtocol) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self.written = bytearray()
+        self.ours, theirs = socket.socketpair()
+        theirs.close()
+        self.paused = self.closing = self.lost = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.ours if name == "socket" else default
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def write_eof(self) -> None:
+        """Nothing is read back here."""
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def close(self) -> None:
+        if not self.closing:
+            self.closing = True
+            asyncio.get_running_loop().call_soon(self.hang_up)
+
+    def hang_up(self) -> None:
+        self.closing = True
+        if not self.lost:
+            self.lost = True
+            self.ours.close()
+            self.protocol.connection_lost(None)
+
+
+async def never_stored(_key: bytes) -> Earlier | None:
+    return None
+
+
+@dataclass
+class Front:
+    """One front and its ring, and no process behind it."""
+
+    ring: Ring
+    reader: Reader
+    acceptor: Acceptor
+    server: FrontServer
+
+    def connect(self) -> Wire:
+        protocol = self.server._make_protocol()
+        wire = Wire(protocol)
+        protocol.connection_made(wire)
+        return wire
+
+    async def converse(self, reads: Iterable[bytes], turns: int = 0) -> bytes:
+        """What comes back for these reads until the connection ends; between them, and while the
+        connection is paused, the loop turns."""
+        wire = self.connect()
+        for data in reads:
+            await self.turn(turns)
+            await self.until(lambda: wire.closing or not wire.paused)
+            if wire.closing:
+                break
+            wire.protocol.data_received(data)
+        await self.until(lambda: wire.lost)
+        return bytes(wire.written)
+
+    @staticmethod
+    async def turn(times: int) -> None:
+        for _ in range(times):
+            await asyncio.sleep(0)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():  # noqa: ASYNC110 - nothing here tells when it does
+                await asyncio.sleep(0)
+
+    def accepted(self) -> list[tuple[bytes, bytes]]:
+        """Key and payload of what is in the ring."""
+        return [(item.key, item.payload) for item in self.ring.snapshot().waiting]
+
+
+@contextmanager
+def front(folder: Path, lane: str, capacity: int = 16) -> Iterator[Front]:
+    """Ids count from 1, dates stand still: two of them answer alike to the byte."""
+    folder.mkdir(exist_ok=True)
+    settings = Settings(
+        data_dir=str(folder),
+        database=f"sqlite:///{folder}/none.db",
+        http=HttpSettings(max_body_bytes=BODY_BYTES_MAX, lane=lane),
+        ring=RingSettings(capacity=capacity),
+    )
+    numbers = itertools.count(1)
+    path = folder / f"{lane}.ring"
+    with (
+        socket.socket() as unused,
+        Ring.create(path, capacity, slot_bytes=4096) as ring,
+        ring.writer() as writer,
+        ring.reader(0) as reader,
+    ):
+        acceptor = Acceptor(
+            ring, writer, never_stored, 5, lambda: next(numbers).to_bytes(16, "big")
+        )
+        database = Database(Store.open(settings.database))
+        app = make_app(settings, ring, acceptor, database)
+        server = FrontServer(app, acceptor, unused, settings)
+        server.server_state.default_headers = [DATE]
+        yield Front(ring, reader, acceptor, server)
+    path.unlink()
