@@ -16,12 +16,13 @@ be called from inside a parser's callback.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
 from msgspec import Struct
 
-from ingest.answers import CLOSE, JSON, Answer, invalid, problem, unavailable
+from ingest.answers import CLOSE, JSON, Answer, Refused, invalid, problem, unavailable
 from ingest.drain import DrainMeter
 from ingest.ids import OrderIds
 from ingest.lookup import Earlier
@@ -37,6 +38,7 @@ from processors.schema import (
     format_uuid,
     load_header,
 )
+from processors.tally import Tally
 from ringbuf import Closed, Found, Ring, Writer
 
 DRAINING_RETRY_AFTER_S = 1
@@ -46,13 +48,15 @@ REPLAYED = ((b"idempotency-replayed", b"true"),)
 
 
 class Pending(Struct, frozen=True):
-    """A good order that has no answer yet. `own_id`: the client chose its id."""
+    """A good order that has no answer yet. `own_id`: the client chose its id; `begun_ns`: when its
+    request was whole, of time.perf_counter_ns."""
 
     key: bytes
     payload: bytes
     header: bytes
     digest: bytes
     own_id: bool
+    begun_ns: int
 
 
 class Acceptor:
@@ -68,13 +72,16 @@ class Acceptor:
         writer: Writer,
         find_stored: Callable[[bytes], Awaitable[Earlier | None]],
         full_timeout_s: float,
+        *,
         new_id: Callable[[], bytes] | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self._ring = ring
         self._writer = writer
         self._find_stored = find_stored
         self._full_timeout_s = full_timeout_s
         self._new_id = new_id or OrderIds()
+        self.tally = tally or Tally()
         self._turns = Turns()
         self.meter = DrainMeter(lambda: ring.head)
 
@@ -90,11 +97,14 @@ class Acceptor:
 
     def accept(self, body: bytes) -> Answer | Pending:
         """The answer to a posted order, or what `finish` needs to find it; never suspends."""
+        begun_ns = time.perf_counter_ns()
         try:
-            pending = self._read(body)
+            pending = self._read(body, begun_ns)
         except Malformed as error:
+            self.tally.count("malformed")
             return problem(400, str(error))
         except Invalid as error:
+            self.tally.count("invalid")
             return invalid(error.errors)
         size = len(pending.payload) + len(pending.header)
         if size > self._ring.room:
@@ -104,8 +114,9 @@ class Acceptor:
         try:
             sequence = self._writer.try_put(pending.payload, pending.key, pending.header)
         except Closed:
+            self.tally.count("draining")
             return draining()
-        return pending if sequence is None else self._accepted(pending.key, sequence)
+        return pending if sequence is None else self._accepted(pending, sequence)
 
     async def finish(self, pending: Pending) -> Answer:
         """The answer to a pending order: it waits for room for the full timeout at most, and at
@@ -121,22 +132,27 @@ class Acceptor:
                 async with self._turns.of(pending.key):
                     return await self._put_once(pending)
         except TimeoutError:
+            self.tally.count("full")
             return self._too_late()
         except Closed:
+            self.tally.count("draining")
             return draining()
+        except Refused as refused:
+            self.tally.count("database")
+            return refused.answer
 
-    def _read(self, body: bytes) -> Pending:
+    def _read(self, body: bytes, begun_ns: int) -> Pending:
         order_id, order = decode_order(body)
         payload = encode_order(order)
         digest = body_hash(payload)
         header = encode_header(RecordHeader(digest))
         key = self._new_id() if order_id is None else order_id
-        return Pending(key, payload, header, digest, own_id=order_id is not None)
+        return Pending(key, payload, header, digest, order_id is not None, begun_ns)
 
     async def _put(self, pending: Pending) -> Answer:
         async with asyncio.timeout(self._full_timeout_s):
             sequence = await self._writer.put_async(pending.payload, pending.key, pending.header)
-        return self._accepted(pending.key, sequence)
+        return self._accepted(pending, sequence)
 
     async def _put_once(self, pending: Pending) -> Answer:
         # An item only moves forwards (ring, hand, database), so looking in that order finds it.
@@ -146,13 +162,16 @@ class Acceptor:
             return await self._put(pending)
         if earlier.digest != pending.digest:
             order_id = format_uuid(pending.key)
+            self.tally.count("conflict")
             return problem(422, f"order_id {order_id} was posted before with another body")
         return _queued(pending.key, earlier.status, earlier.position, replayed=True)
 
-    def _accepted(self, key: bytes, sequence: int) -> Answer:
-        return _queued(key, "queued", max(0, sequence - self._ring.head))
+    def _accepted(self, pending: Pending, sequence: int) -> Answer:
+        self.tally.accepted(pending.begun_ns)
+        return _queued(pending.key, "queued", max(0, sequence - self._ring.head))
 
     def _too_large(self, size: int) -> Answer:
+        self.tally.count("too_large")
         return problem(
             413,
             f"the order takes {size} bytes in the ring, the limit is {self._ring.room}"

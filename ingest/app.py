@@ -13,15 +13,20 @@ from ingest.database import Database
 from ingest.endpoints import Methods, answering, http_problem, server_problem
 from ingest.health import Readyz, livez
 from ingest.lookup import Lookup
+from ingest.metrics import Metrics
 from ingest.orders import GetOrder, PostOrder
 from ingest.stock import Stock
 from processors.settings import Settings
+from processors.tally import Tally
 from ringbuf import Ring, Writer
 
 
-def make_acceptor(settings: Settings, ring: Ring, writer: Writer, database: Database) -> Acceptor:
+def make_acceptor(
+    settings: Settings, ring: Ring, writer: Writer, database: Database, tally: Tally
+) -> Acceptor:
     """The one way in, for the application and for the lane."""
-    return Acceptor(ring, writer, Lookup(database).find, settings.ring.full_timeout_s)
+    find, timeout_s = Lookup(database).find, settings.ring.full_timeout_s
+    return Acceptor(ring, writer, find, timeout_s, tally=tally)
 
 
 def make_app(settings: Settings, ring: Ring, acceptor: Acceptor, database: Database) -> Starlette:
@@ -39,6 +44,7 @@ def make_app(settings: Settings, ring: Ring, acceptor: Acceptor, database: Datab
             _route("/lots/{lot_id}/adjustments", POST=answering(stock.post_adjustment)),
             _route("/inventory", GET=answering(stock.get_inventory)),
             _route("/inventory/{sku}", GET=answering(stock.get_sku)),
+            _route("/metrics", GET=answering(Metrics(ring))),
             _route("/livez", GET=answering(livez)),
             _route("/readyz", GET=answering(ready)),
         ],

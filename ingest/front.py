@@ -234,7 +234,8 @@ async def serve(child: Child) -> None:
     store = Store.open(settings.database)
     database = Database(store)
     with child.ring.writer() as writer:
-        acceptor = make_acceptor(settings, child.ring, writer, database)
+        tally = child.tally("writer", writer.index)
+        acceptor = make_acceptor(settings, child.ring, writer, database, tally)
         app = make_app(settings, child.ring, acceptor, database)
         server = FrontServer(app, acceptor, socket.socket(fileno=listen_fd), settings)
         loop.add_signal_handler(signal.SIGTERM, server.drain)

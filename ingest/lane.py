@@ -18,7 +18,7 @@ from typing import Any
 
 from ingest import exchange
 from ingest.accept import Acceptor, Pending
-from ingest.answers import Answer, Refused, server_mistake
+from ingest.answers import Answer, server_mistake
 from ingest.exchange import JSON_TYPE, too_slow
 from ingest.protocol import HEAD_BYTES_MAX, HEADERS_MAX, FrontProtocol, HeadTooLarge, head_too_large
 
@@ -186,8 +186,6 @@ class LaneProtocol(FrontProtocol):
     async def _finish(self, pending: Pending, cycle: LaneCycle) -> None:
         try:
             answer = await self._acceptor.finish(pending)
-        except Refused as refused:
-            answer = refused.answer
         except asyncio.CancelledError:
             if cycle.disconnected:  # nobody is there to be answered
                 return
@@ -214,6 +212,7 @@ class LaneProtocol(FrontProtocol):
         self._on_lane, self._body = False, b""
         cycle: Any = self.cycle
         if not self.transport.is_closing():
+            self._acceptor.tally.count("slow")
             self._complete(cycle, too_slow("body", exchange.BODY_S_MAX))
 
     def _mistake(self) -> Answer:

@@ -34,6 +34,7 @@ class PostOrder:
                 answer = await unless_hung_up(scope, self._acceptor.finish(answer))
         except Refused as refused:
             answer = refused.answer
+            self._acceptor.tally.refused(answer.status)
         except HungUp:
             return
         await deliver(answer, receive, send)

@@ -37,6 +37,7 @@ from setproctitle import setproctitle
 from processors.logs import set_up_logging
 from processors.settings import Settings
 from processors.stop import Stop
+from processors.tally import OWNER, Tally
 from ringbuf import Ring
 
 LAUNCH_FLAG = "--launch-fd"
@@ -58,6 +59,7 @@ class Launch(Struct, frozen=True):
     Of a worker only: adopt, further indexes whose hands it must work off before its own work;
     work_off: it works off its own hand, takes nothing, and ends; gate_fd: it waits there for its
     index and for what to adopt (give_turn), None: the index is its own from the start.
+    cause: why it follows another: signal or exit, how that one ended, or reload; "": it does not.
     """
 
     role: Role
@@ -71,6 +73,7 @@ class Launch(Struct, frozen=True):
     adopt: list[int] = []
     work_off: bool = False
     gate_fd: int | None = None
+    cause: str = ""
 
     @property
     def name(self) -> str:
@@ -108,6 +111,14 @@ class Child:
     def __init__(self, launch: Launch, ring: Ring) -> None:
         self.launch = launch
         self.ring = ring
+
+    def tally(self, role: str, index: int) -> Tally:
+        """This process's page of the ring, marked as its own; its start is counted there."""
+        tally = Tally(self.ring.page(role, index))
+        tally.page[OWNER] = 1 + self.launch.index
+        if self.launch.cause:
+            tally.count(f"restarted_{self.launch.cause}")
+        return tally
 
     def ready(self) -> None:
         """Tells the supervisor, once, that this process does its work from now on."""

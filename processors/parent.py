@@ -121,6 +121,7 @@ class Processes:
         self.command = command
         self.by_key: dict[Key, Process] = {}
         self.heirs: dict[Key, Process] = {}
+        self.causes: dict[Key, str] = {}  # how the last process of a key ended
         self.selector = selectors.DefaultSelector()
         # Only this process has the write end: children read its end when we are gone.
         self.alive_r, self.alive_w = os.pipe()
@@ -170,12 +171,14 @@ class Processes:
         assert key not in self.by_key, "an index is given out only after its last owner is gone"
         process = self.heirs.pop(key)
         self.by_key[key] = process
+        self.causes.pop(key, None)
         process.take_place(adopt)
 
     def _launch(
         self, key: Key, status_fd: int, gate_fd: int | None, adopt: list[int], work_off: bool
     ) -> Launch:
         role, index = key
+        cause = "reload" if key in self.by_key else self.causes.pop(key, "")
         return Launch(
             role=role,
             index=index,
@@ -188,6 +191,7 @@ class Processes:
             adopt=adopt,
             work_off=work_off,
             gate_fd=gate_fd,
+            cause=cause,
         )
 
     def _popen(self, launch: Launch) -> subprocess.Popen[bytes]:
@@ -241,7 +245,10 @@ class Processes:
         for fd in (process.pidfd, process.status_fd):
             with contextlib.suppress(KeyError):
                 self.selector.unregister(fd)
-        return HeardEnd(process.key, process.popen.pid, process.reap(), process.heir)
+        code = process.reap()
+        if not process.heir:
+            self.causes[process.key] = "signal" if code < 0 else "exit"
+        return HeardEnd(process.key, process.popen.pid, code, process.heir)
 
     def close(self) -> None:
         """Kills and reaps whoever is left; the descriptors of this object are closed."""

@@ -40,10 +40,11 @@ from processors.child import Child, enter
 from processors.instants import now_us
 from processors.jobs import PROCESSOR_ERROR, RETRIES_EXHAUSTED, Death, Job, describe, read_job
 from processors.pipeline import Processor, ProcessorError, Retry, check_outcomes, load_processor
-from processors.recording import Recorder
+from processors.recording import Recorder, Settled
 from processors.schema import format_uuid
 from processors.stop import Stop
 from processors.store import Store, StoreError, StoreUnavailable
+from processors.tally import COMMIT_ORDERS, COMMIT_US, QUEUE_US, WORD, Tally
 from ringbuf import Closed, Empty, HandFull, Item, Reader, Ring
 
 log = logging.getLogger("rasher.worker")
@@ -106,7 +107,14 @@ class BaconWorker:
     """Works off hands of one ring. One thread; `stop` may be requested from anywhere."""
 
     def __init__(
-        self, ring: Ring, store: Store, processor: Processor, rules: Rules, stop: Stop
+        self,
+        ring: Ring,
+        store: Store,
+        processor: Processor,
+        rules: Rules,
+        stop: Stop,
+        *,
+        tally: Tally | None = None,
     ) -> None:
         self._ring = ring
         self._store = store
@@ -118,7 +126,12 @@ class BaconWorker:
         # are never more than the hands have cells.
         self._later: list[tuple[float, int, Job]] = []
         self._outage = Outage()
-        self.redelivered = 0
+        self.tally = tally or Tally()
+
+    @property
+    def redelivered(self) -> int:
+        """Orders that came again after their commit; for a tally of its own, this worker's."""
+        return self.tally.page[WORD["redelivered"]]
 
     def run(self, reader: Reader) -> None:
         """Takes and settles until the ring is closed and drained, or `stop` is requested."""
@@ -187,31 +200,41 @@ class BaconWorker:
 
     def _commit(self, jobs: list[Job]) -> None:
         for pause_s in pauses():
+            begun_ns = time.perf_counter_ns()
             try:
                 with self._store.writing() as transaction:
-                    redelivered = self._decide(transaction, jobs)
+                    settled = self._decide(transaction, jobs)
                 break
             except StoreUnavailable as error:
                 self._outage.note(error)
                 if self._stop.wait(pause_s):
                     raise Stopping from error
         self._outage.over()
-        self.redelivered += redelivered
         self._ring.bump_commits()
         jobs[0].reader.release([job.item for job in jobs])
+        self._count(settled, len(jobs), time.perf_counter_ns() - begun_ns)
 
-    def _decide(self, transaction: Connection, jobs: list[Job]) -> int:
-        """Everything that a transaction does. Returns how many were redelivered."""
+    def _count(self, settled: list[Settled], jobs: int, duration_ns: int) -> None:
+        """After the release, so that nobody waits for it; killed before, a batch is not counted."""
+        tally = self.tally
+        for job, outcome in settled:
+            tally.count("dead" if outcome is None else outcome.status)
+            tally.observe(QUEUE_US, job.taken_us - job.item.accepted_ns // 1000)
+        tally.count("redelivered", jobs - len(settled))
+        tally.observe(COMMIT_US, duration_ns // 1000)
+        tally.observe(COMMIT_ORDERS, jobs)
+
+    def _decide(self, transaction: Connection, jobs: list[Job]) -> list[Settled]:
+        """Everything that a transaction does. Returns those that had no outcome yet, with it."""
         fresh = self._fresh(transaction, jobs)
         works = [job.work for job in fresh if job.work is not None and job.death is None]
         # Now, that is under the write lock: nobody commits an earlier moment after this one.
         outcomes = self._processor(transaction, works, now_us()) if works else []
         check_outcomes(outcomes, works)
         decided = iter(outcomes)
-        self._recorder.record(
-            transaction, [(job, None if job.death else next(decided)) for job in fresh]
-        )
-        return len(jobs) - len(fresh)
+        settled = [(job, None if job.death else next(decided)) for job in fresh]
+        self._recorder.record(transaction, settled)
+        return settled
 
     def _fresh(self, transaction: Connection, jobs: list[Job]) -> list[Job]:
         """Those without an outcome; of one id that came twice the first."""
@@ -257,13 +280,15 @@ def serve(child: Child, stop: Stop) -> None:
     work = child.launch.settings.work
     store = Store.open(child.launch.settings.database, connections_max=1)
     rules = Rules(batch=work.batch, attempts=work.attempts)
-    worker = BaconWorker(child.ring, store, load_processor(work.processor), rules, stop)
+    processor = load_processor(work.processor)
     with ExitStack() as readers:
         readers.callback(store.close)
         adopt = child.wait_turn(stop)
         if adopt is None:
             return
         own = readers.enter_context(child.ring.reader(child.launch.index))
+        tally = child.tally("reader", own.index)
+        worker = BaconWorker(child.ring, store, processor, rules, stop, tally=tally)
         child.ready()
         if child.launch.work_off:
             worker.work_off(own)

@@ -16,12 +16,14 @@ from ringbuf.errors import (
     RingError,
     TooLarge,
 )
+from ringbuf.pages import PAGE_WORDS
 from ringbuf.participants import Participant
 from ringbuf.reader import Reader
 from ringbuf.ring import Found, Ring, Snapshot
 from ringbuf.writer import Writer
 
 __all__ = [
+    "PAGE_WORDS",
     "Closed",
     "Empty",
     "Found",

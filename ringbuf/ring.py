@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ringbuf._kernel import Item, Mapping
 from ringbuf.errors import InUse, Misfit, RingError
+from ringbuf.pages import Pages
 from ringbuf.parking import Line
 from ringbuf.participants import Participant, boot_id, own_identity
 from ringbuf.reader import Reader
@@ -58,6 +59,7 @@ class Ring:
         self._pid = os.getpid()
         self._entries: set[int] = set()  # those of this process through this attachment
         self._slots: npt.NDArray[Any] | None = None
+        self._pages: Pages | None = None
 
     @classmethod
     def create(
@@ -171,6 +173,22 @@ class Ring:
             self._slots = slots_view(self.mapping, self.fd)
         return self._slots
 
+    def page(self, role: str, index: int) -> memoryview:
+        """The page of counters of that reader or writer: 512 words of 64 bits, live, for its owner
+        to write; after detach it raises ValueError."""
+        return self._mapped_pages().own[self._entry(role, index)]
+
+    def pages(self) -> list[memoryview]:
+        """All pages, the readers' first; to be read."""
+        return self._mapped_pages().all
+
+    def _mapped_pages(self) -> Pages:
+        if self._pages is None:
+            if self.fd < 0:
+                raise RingError("this ring is detached")
+            self._pages = Pages(self.fd, self.mapping.stats_at, self.readers + self.writers)
+        return self._pages
+
     @property
     def repairs(self) -> int:
         """Locks taken over from dead holders so far."""
@@ -251,6 +269,9 @@ class Ring:
         finally:
             self.mapping.detach()
             os.close(fd)
+            pages, self._pages = self._pages, None
+            if pages is not None:
+                pages.close()
 
     def _leave(self) -> None:
         # A call that is still inside may fill its hand: then the words stay this process's.

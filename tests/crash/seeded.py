@@ -86,8 +86,8 @@ BUGS = (
         (
             Edit(
                 WORKER,
-                "redelivered = self._decide(transaction, jobs)\n",
-                f"redelivered = self._decide(transaction, jobs)\n                    {RELEASE}\n",
+                "settled = self._decide(transaction, jobs)\n",
+                f"settled = self._decide(transaction, jobs)\n                    {RELEASE}\n",
             ),
             Edit(WORKER, f"self._ring.bump_commits()\n        {RELEASE}", "pass"),
         ),

@@ -20,6 +20,7 @@ from processors.pipeline import fefo
 from processors.settings import HttpSettings, RingSettings, Settings
 from processors.stop import Stop
 from processors.store import Store, migrate
+from processors.tally import OWNER, Tally
 from processors.worker import BaconWorker, Rules
 from ringbuf import Reader, Ring, Writer
 
@@ -107,7 +108,9 @@ class Service:
         """What a worker does with all that is in the ring."""
         self.ring.close()
         with Stop() as stop:
-            BaconWorker(self.ring, self.store, fefo(), Rules(), stop).run(self.reader)
+            tally = Tally(self.ring.page("reader", self.reader.index))
+            worker = BaconWorker(self.ring, self.store, fefo(), Rules(), stop, tally=tally)
+            worker.run(self.reader)
         self.ring.reopen()
 
     async def post(self, content: bytes, path: str = "/orders") -> httpx.Response:
@@ -138,7 +141,9 @@ async def running(
         shared.writer() as writer,
         shared.reader(0) as reader,
     ):
-        acceptor = make_acceptor(settings, shared, writer, database)
+        tally = Tally(shared.page("writer", writer.index))
+        tally.page[OWNER] = 1
+        acceptor = make_acceptor(settings, shared, writer, database, tally)
         app = make_app(settings, shared, acceptor, database)
         server = FrontServer(app, acceptor, listener, settings)
         serving = asyncio.create_task(server.run_until_drained(ready.set))

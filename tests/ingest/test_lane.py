@@ -266,12 +266,16 @@ def test_an_idle_connection_ends_after_its_time_and_no_earlier(tmp_path: Path, l
     in_a_loop(one)
 
 
+def broken(*_: object) -> None:
+    raise ZeroDivisionError
+
+
 def test_a_mistake_of_ours_is_500_and_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def one() -> bytes:
         with front(tmp_path, "on") as twin:
-            twin.acceptor._read = lambda _: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+            monkeypatch.setattr(twin.acceptor, "_read", broken)
             return await twin.converse([post(GOOD), LAST])
 
     with caplog.at_level(logging.ERROR):

@@ -134,7 +134,7 @@ def front(folder: Path, lane: str, capacity: int = 16) -> Iterator[Front]:
         ring.reader(0) as reader,
     ):
         acceptor = Acceptor(
-            ring, writer, never_stored, 5, lambda: next(numbers).to_bytes(16, "big")
+            ring, writer, never_stored, 5, new_id=lambda: next(numbers).to_bytes(16, "big")
         )
         database = Database(Store.open(settings.database))
         app = make_app(settings, ring, acceptor, database)

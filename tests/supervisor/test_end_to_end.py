@@ -5,12 +5,19 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from tests.program import Client, Rasher, Start, verb
+
+
+def metric(run: Rasher, name: str) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{run.port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
 @pytest.fixture
@@ -51,6 +58,15 @@ def test_killed_fronts_and_workers_refuse_nothing_and_lose_nothing(rasher: Start
             ids += [client.order() for _ in range(15)]
             run.replaced(victim, role, index)
         assert client.all_allocated(ids)
+        # Counted by those who came after them, in the pages of those who died.
+        assert metric(run, "rasher_orders_accepted_total") == len(ids)
+        assert (
+            metric(run, 'rasher_orders_completed_total{outcome="allocated"}') >= len(ids) - 2 * 64
+        )
+        for role in ("front", "worker"):
+            restarts = f'rasher_process_restarts_total{{cause="signal",role="{role}"}}'
+            assert metric(run, restarts) == 2
+            assert metric(run, f'rasher_process_up{{index="0",role="{role}"}}') == 1
     assert run.end(signal.SIGTERM) == 0
     audit = verb(run, "audit")
     assert (audit.returncode, audit.stdout.startswith("audit: ok")) == (0, True), audit

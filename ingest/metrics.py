@@ -1,0 +1,149 @@
+"""`GET /metrics`: what all processes counted in their pages of the ring, added up when asked.
+
+No process collects anything for it, and any front gives the same answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from ingest.answers import Answer
+from ingest.exchange import Receive, Scope
+from processors.tally import (
+    BUCKETS,
+    CAUSES,
+    HISTOGRAM,
+    OUTCOMES,
+    OWNER,
+    REFUSALS,
+    WORD,
+    limit,
+    sums,
+)
+from ringbuf import Ring
+
+# Bounds that are told, two for each power of two, of microseconds and of orders: what is finer is
+# in the pages for whoever needs it.
+MICROSECONDS = [i for i in range(BUCKETS) if i & 1 and 50 <= limit(i) <= 70_000_000]
+ORDERS = [i for i in range(BUCKETS) if i & 1 and limit(i) <= 1200]
+
+Process = tuple[str, int]
+
+
+class Metrics:
+    """The endpoint."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(Pages(ring))
+
+    async def __call__(self, _scope: Scope, _receive: Receive) -> Answer:
+        headers = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
+        return Answer(200, headers, generate_latest(self._registry))
+
+
+class Pages(Collector):
+    """All there is to tell of a ring."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+
+    def collect(self) -> Iterator[Metric]:
+        """Reads every page once."""
+        pages = self._ring.pages()
+        total = sums(pages)
+        yield CounterMetricFamily(
+            "rasher_orders_accepted", "Orders put into the ring.", total[WORD["accepted"]]
+        )
+        yield self._by("rasher_orders_refused", "Requests refused.", "reason", REFUSALS, total)
+        yield self._by(
+            "rasher_orders_completed", "Orders with an outcome.", "outcome", OUTCOMES, total
+        )
+        yield CounterMetricFamily(
+            "rasher_orders_redelivered",
+            "Orders delivered again that had their outcome already.",
+            total[WORD["redelivered"]],
+        )
+        yield from self._of_the_ring()
+        yield self._histogram(
+            "rasher_accept_seconds", "From a request read whole to its order in the ring.",
+            total, "accept_us",
+        )  # fmt: skip
+        yield self._histogram(
+            "rasher_queue_seconds", "From the ring to a worker's hand.", total, "queue_us"
+        )
+        yield self._histogram(
+            "rasher_commit_seconds", "Of a batch: begin to commit and release.", total, "commit_us"
+        )
+        yield self._histogram("rasher_commit_orders", "Orders of a batch.", total, "commit_orders")
+        yield from self._of_processes(pages)
+
+    @staticmethod
+    def _by(name: str, text: str, label: str, words: Iterable[str], total: list[int]) -> Metric:
+        family = CounterMetricFamily(name, text, labels=[label])
+        for word in words:
+            family.add_metric([word], total[WORD[word]])
+        return family
+
+    def _of_the_ring(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("rasher_ring_depth", "Orders that wait.", self._ring.depth)
+        yield GaugeMetricFamily("rasher_ring_capacity", "Slots.", self._ring.capacity)
+        yield GaugeMetricFamily(
+            "rasher_ring_oldest_seconds", "Age of the oldest order that waits; 0: none does.",
+            oldest_s(self._ring),
+        )  # fmt: skip
+
+    @staticmethod
+    def _histogram(name: str, text: str, total: list[int], key: str) -> Metric:
+        scale, told = (1e6, MICROSECONDS) if key.endswith("_us") else (1, ORDERS)
+        at = HISTOGRAM[key]
+        counts = total[at : at + BUCKETS]
+        # A bucket holds whole numbers below its limit; Prometheus' bounds are inclusive.
+        buckets = [(f"{(limit(i) - 1) / scale:g}", float(sum(counts[: i + 1]))) for i in told]
+        buckets.append(("+Inf", float(sum(counts))))
+        return HistogramMetricFamily(name, text, buckets, total[at + BUCKETS] / scale)
+
+    def _of_processes(self, pages: list[memoryview]) -> Iterator[Metric]:
+        up = GaugeMetricFamily("rasher_process_up", "1: it lives.", labels=["role", "index"])
+        again = CounterMetricFamily(
+            "rasher_process_restarts", "Processes that followed another, by its end.",
+            labels=["role", "cause"],
+        )  # fmt: skip
+        living = {(one.role, one.index) for one in self._ring.participants() if one.alive()}
+        found: dict[Process, bool] = {}
+        restarts = dict.fromkeys(((r, c) for r in ("front", "worker") for c in CAUSES), 0)
+        for place, page in enumerate(pages):
+            if not page[OWNER]:
+                continue
+            of_reader = place < self._ring.readers
+            entry = ("reader", place) if of_reader else ("writer", place - self._ring.readers)
+            process = ("worker" if of_reader else "front", page[OWNER] - 1)
+            found[process] = found.get(process, False) or entry in living
+            for cause in CAUSES:
+                restarts[process[0], cause] += page[WORD[f"restarted_{cause}"]]
+        for (role, index), lives in sorted(found.items()):
+            up.add_metric([role, str(index)], lives)
+        for (role, cause), count in restarts.items():
+            again.add_metric([role, cause], count)
+        yield up
+        yield again
+
+
+def oldest_s(ring: Ring) -> float:
+    """Seconds since the order was accepted that is taken next; 0.0 when none waits."""
+    head = ring.head
+    if head == ring.tail:
+        return 0.0
+    oldest = ring.slots[head % ring.capacity]
+    accepted_ns, stamp = int(oldest["accepted_ns"]), int(oldest["stamp"])
+    return max(0.0, (time.time_ns() - accepted_ns) / 1e9) if stamp == head + 1 else 0.0

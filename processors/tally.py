@@ -1,0 +1,110 @@
+"""What is counted: which word of a participant's page of the ring means what.
+
+Every page has the same layout, though a front and a worker fill different parts of it. Histograms
+are log-linear: four buckets for each power of two, so that a bucket is at most a quarter wide
+whatever the size of the value; then come the sum of the values and nothing else, for the count is
+the sum of the buckets. Changing the layout needs no care for older rings: a ring that another
+version left is counted wrong until it is gone, and no order depends on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from ringbuf import PAGE_WORDS
+
+# Word 0 says whose page it is: 1 + the front's index (a worker's is that of its page).
+OWNER = 0
+COUNTERS = (
+    "accepted",
+    "malformed",
+    "invalid",
+    "conflict",
+    "too_large",
+    "wrong_type",
+    "slow",
+    "full",
+    "draining",
+    "database",
+    "allocated",
+    "rejected",
+    "dead",
+    "redelivered",
+    "restarted_signal",
+    "restarted_exit",
+    "restarted_reload",
+)
+REFUSALS = COUNTERS[1:10]
+OUTCOMES = ("allocated", "rejected", "dead")
+CAUSES = ("signal", "exit", "reload")
+HISTOGRAMS = ("accept_us", "queue_us", "commit_us", "commit_orders")
+BUCKETS = 112
+
+WORD = {name: 1 + place for place, name in enumerate(COUNTERS)}
+FIRST = 56
+HISTOGRAM = {name: FIRST + place * (BUCKETS + 1) for place, name in enumerate(HISTOGRAMS)}
+assert 1 + len(COUNTERS) <= FIRST
+assert FIRST + len(HISTOGRAMS) * (BUCKETS + 1) <= PAGE_WORDS
+
+ACCEPTED = WORD["accepted"]
+ACCEPT_US, QUEUE_US = HISTOGRAM["accept_us"], HISTOGRAM["queue_us"]
+COMMIT_US, COMMIT_ORDERS = HISTOGRAM["commit_us"], HISTOGRAM["commit_orders"]
+# What a refusal is called that only its status tells.
+BY_STATUS = {408: "slow", 413: "too_large", 415: "wrong_type", 503: "database"}
+
+
+def bucket(value: int) -> int:
+    """In which bucket a value is counted; the last one takes all that is larger."""
+    if value < 4:
+        return max(0, value)
+    exponent = value.bit_length() - 3
+    return min((exponent << 2) + (value >> exponent), BUCKETS - 1)
+
+
+def limit(index: int) -> int:
+    """The least value that is too large for that bucket."""
+    if index < 4:
+        return index + 1
+    exponent = (index >> 2) - 1
+    return (5 + (index & 3)) << exponent
+
+
+class Tally:
+    """Counts in one page. One thread at a time; nothing is locked."""
+
+    def __init__(self, page: memoryview | None = None) -> None:
+        self.page = memoryview(bytearray(8 * PAGE_WORDS)).cast("Q") if page is None else page
+
+    def count(self, name: str, by: int = 1) -> None:
+        self.page[WORD[name]] += by
+
+    def observe(self, histogram: int, value: int) -> None:
+        """`histogram`: where it begins, from HISTOGRAM."""
+        page = self.page
+        page[histogram + bucket(value)] += 1
+        page[histogram + BUCKETS] += value if value > 0 else 0
+
+    def accepted(self, begun_ns: int) -> None:
+        """An order was put; its request was whole at that time.perf_counter_ns."""
+        page = self.page
+        page[ACCEPTED] += 1
+        value = (time.perf_counter_ns() - begun_ns) // 1000
+        # As observe does, without the call: this is the hot path.
+        exponent = value.bit_length() - 3
+        place = (exponent << 2) + (value >> exponent) if exponent > 0 else value
+        page[ACCEPT_US + (place if place < BUCKETS else BUCKETS - 1)] += 1
+        page[ACCEPT_US + BUCKETS] += value
+
+    def refused(self, status: int) -> None:
+        """A request was refused before its order was looked at."""
+        self.count(BY_STATUS[status])
+
+
+def sums(pages: Iterable[memoryview]) -> list[int]:
+    """The words of all pages added up."""
+    total = [0] * PAGE_WORDS
+    for page in pages:
+        if any(page):
+            total = [a + b for a, b in zip(total, page, strict=True)]
+    return total
