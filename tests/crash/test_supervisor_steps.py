@@ -109,6 +109,7 @@ class Premises:
     def argv(self) -> list[str]:
         words = ["--data-dir", str(self.data_dir), "--ring-dir", str(self.ring_dir)]
         words += ["--port", "0", "--workers", "1", "--graceful-timeout", "20"]
+        words += ["--log-level", "error"]  # it starts hundreds of times
         return [*words, "--capacity", str(self.capacity)]
 
     def start(self, cut: Cut | None = None) -> Actor:

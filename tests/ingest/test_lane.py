@@ -119,7 +119,7 @@ def both(folder: Path, reads: list[bytes], turns: int = 0) -> list[tuple[bytes, 
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(reads=conversations(), turns=st.sampled_from([0, 1, 3, 30]))
 def test_lane_and_application_answer_alike(tmp_path: Path, reads: list[bytes], turns: int) -> None:
@@ -149,7 +149,7 @@ def test_a_request_may_be_split_anywhere(tmp_path: Path, turns: int) -> None:
     assert both(tmp_path, [sent[i : i + 1] for i in range(len(sent))] + [LAST], turns) == whole
 
     async def in_two() -> None:
-        for place in range(1, len(sent), 3):
+        for place in range(1 + turns, len(sent), 5):
             with front(tmp_path, "on") as twin:
                 reads = [sent[:place], sent[place:] + LAST]
                 assert (await twin.converse(reads, turns), twin.accepted()) == whole[0]
