@@ -161,19 +161,30 @@ bool bit0[2];
 bool still[SEATS];   /* unchanged since this one announced its sleep */
 byte racing[SEATS];  /* side + 1: unchanged since this one loaded it to signal that side */
 bool asleep[SEATS];
-bool excused[SEATS]; /* a waker was killed between publishing and waking: the re-check may help */
+bool excused[SEATS]; /* a waker was killed before it woke: the re-check may help */
 
 /* Who was killed owed a wake to this seat, or had just cleared the bit that would bring it one. */
 #define OWED(seat) \
-    (waking == SIDE(seat) + 1 || owes && (me >= WRITERS + READERS || SIDE(me) != SIDE(seat)))
+    (repaired || waking == SIDE(seat) + 1 || \
+     owes && (me >= WRITERS + READERS || SIDE(me) != SIDE(seat)))
+
+/* Killed before unlocking is no excuse: whoever repairs after it wakes everybody. Without a
+ * successor there may be nobody who comes to that lock: all others sleep. */
+#ifdef GONE
+#define REPAIRED_LATER false
+#else
+#define REPAIRED_LATER (mem[LOCK_W] == me + 1 || mem[LOCK_R] == me + 1)
+#endif
 
 inline die_waiting() {
     still[me] = false; racing[me] = 0; asleep[me] = false; excused[me] = false;
     z = 0;
     do
-    :: z < SEATS -> excused[z] = excused[z] || OWED(z) && (still[z] || asleep[z]); z++
+    :: z < SEATS && !REPAIRED_LATER ->
+        excused[z] = excused[z] || OWED(z) && (still[z] || asleep[z]); z++
     :: else -> break
-    od
+    od;
+    z = 0
 }
 #else
 #define die_waiting() skip
@@ -211,6 +222,7 @@ inline leave_cells() {
 inline die() {
     d_step {
         flush_all();
+        die_waiting();
         if
         :: mem[LOCK_W] == me + 1 -> leave_slots(); mem[LOCK_W] = DEAD
         :: else
@@ -220,7 +232,6 @@ inline die() {
         :: else
         fi;
         ONE_LESS;
-        die_waiting();
         leave_cells();
         repaired = false; seen = false; owes = false; waking = 0; asked = false;
         h = 0; t = 0; n = 0; i = 0; c = 0; x = 0; old = 0; old_cell = 0; z = 0;
@@ -330,8 +341,14 @@ inline signal(side, pays) {
 
 /* ---- locks and repair --------------------------------------------------------------------- */
 
+#ifdef BUG_LOCK_NOT_ROBUST
+#define HANDED_ON FREE
+#else
+#define HANDED_ON DEAD
+#endif
+
 inline lock(word) {
-    STEP(DRAINED && (mem[word] == FREE || mem[word] == DEAD) ->
+    STEP(DRAINED && (mem[word] == FREE || mem[word] == HANDED_ON) ->
         repaired = (mem[word] == DEAD); mem[word] = me + 1)
 }
 
@@ -340,6 +357,9 @@ inline lock(word) {
 inline repair() {
     /* repair.begun */
     STEP(load(x, OWNER); load(h, HEAD)); /* only holders of this lock change them */
+#ifdef BUG_REPAIR_DISOWNS_FIRST
+    STEP(store(OWNER, 0));
+#endif
     c = 0;
     do
     :: x && c < HAND ->
@@ -373,16 +393,21 @@ inline lock_readers() {
 #endif
 }
 
+#ifdef BUG_NO_WAKE_AFTER_REPAIR
+#define WAKE_AFTER_REPAIR skip
+#else
+#define WAKE_AFTER_REPAIR \
+    /* unlock.repaired */ \
+    signal(READERS_SIDE, false); \
+    /* unlock.signalled */ \
+    signal(WRITERS_SIDE, false)
+#endif
+
 /* A release store: no more is asked of it, though glibc's unlock on x86 is a locked instruction. */
 inline unlock(word) {
     STEP(store(word, FREE));
     if
-    :: repaired ->
-        /* unlock.repaired */
-        signal(READERS_SIDE, false);
-        /* unlock.signalled */
-        signal(WRITERS_SIDE, false);
-        repaired = false
+    :: repaired -> WAKE_AFTER_REPAIR; repaired = false
     :: else
     fi
 }
@@ -786,25 +811,41 @@ finish:
 #define ASKED (READERS * HAND)
 #endif
 
+inline ask_hands() {
+    do
+    :: x && c < ASKED ->
+        STEP(load(n, CELL(0, c)); x = !n; n = 0; c++)
+    :: else -> break
+    od
+}
+
 /* Closes; then asks, as the supervisor does, whether every hand is empty too. */
 proctype Closer(byte me) {
     LOCALS;
 start:
+#ifdef BUG_CLOSE_UNLOCKED
+    STEP(store(CLOSED, 1); owes = true);
+#else
     lock(LOCK_W);
     /* close.locked */
     STEP(store(CLOSED, 1); owes = true);
     /* close.stored */
     unlock(LOCK_W);
+#endif
     /* close.unlocked */
     WAKE_ALL;
+#ifdef BUG_HANDS_ASKED_FIRST
+    x = true;
+    ask_hands();
+    STEP(load(n, CLOSED); x = x && n; n = 0);
+    STEP(load(t, TAIL));
+    STEP(load(h, HEAD); x = x && t == h);
+#else
     STEP(load(x, CLOSED));
     STEP(load(t, TAIL));
     STEP(load(h, HEAD); x = x && t == h);
-    do
-    :: x && c < ASKED ->
-        STEP(load(n, CELL(0, c)); x = !n; n = 0; c++)
-    :: else -> break
-    od;
+    ask_hands();
+#endif
     if
     :: x -> d_step { h = 0; say_closed() }
     :: else
