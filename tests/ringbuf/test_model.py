@@ -7,7 +7,18 @@ import shutil
 
 import pytest
 
-from ringbuf.model.check import CASES, MISTAKES, MODEL, PROMISES, Case, main, search
+from ringbuf.model.check import (
+    CASES,
+    MISTAKES,
+    MODEL,
+    PROMISES,
+    Case,
+    Outcome,
+    main,
+    report,
+    search,
+    trace,
+)
 from tests.ringbuf.steps import step_names
 
 SHORT = [case for case in CASES if not case.long]
@@ -43,6 +54,25 @@ def test_a_search_that_was_cut_short_proves_nothing() -> None:
     outcome = search(PROMISES[0], depth_max=100)
     assert outcome.verdict == "CUT SHORT: max search depth too small"
     assert not outcome.good
+
+
+@pytest.mark.usefixtures("tools")
+def test_a_broken_promise_and_a_mistake_not_found_fail_the_check(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert report([Case("broken", 1, 1, 1, 2, "BUG_TAIL_FIRST", kills=0)]) == 1
+    assert "  BROKEN: " in capsys.readouterr().out
+    unseen = Outcome(MISTAKES[0], 1, 1, 0.1, broken="", cut_short="")
+    assert unseen.verdict == "NOT FOUND"
+    assert not unseen.good
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.prove
+def test_the_way_to_a_mistakes_damage_is_shown_step_by_step() -> None:
+    shown = trace(Case("trace", 1, 1, 1, 2, kills=0, mistake="TAIL_FIRST"))
+    assert "assertion violated" in shown
+    assert "(Writer:" in shown
 
 
 @pytest.mark.usefixtures("tools")
