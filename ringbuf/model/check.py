@@ -79,6 +79,7 @@ class Outcome:
 PROMISES = [
     Case("kills", 1, 1, 1, 3, long=False),
     Case("kills", 2, 2, 1, 3),
+    Case("kills", 2, 2, 2, 3),
     Case("kills", 2, 1, 2, 4),
     Case("kills", 1, 2, 2, 3),
     Case("kills, seats left empty", 1, 2, 1, 3, "GONE"),
