@@ -103,7 +103,8 @@ class Rasher:
         found = {}
         for child in self.process.children():
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                title = child.cmdline()[0].strip() if child.cmdline() else ""
+                words = child.cmdline()  # once: it is empty while the child turns into its program
+                title = words[0].strip() if words else ""
                 if title.startswith(f"rasher {role}") and child.status() != psutil.STATUS_ZOMBIE:
                     found[title] = child
         return found
