@@ -22,7 +22,7 @@ TAKEN_AGAIN_MEDIAN_S, TAKEN_AGAIN_S_MAX, ACCEPTING_S_MAX = 1.0, 3.0, 5.0
 BUSY = 5
 
 SHORT = Plan(
-    kills={"worker": 6, "front": 4, "supervisor": 1, "all": 1},
+    kills={"worker": 4, "front": 2, "supervisor": 1, "all": 1},
     stops={"worker": 1, "front": 1, "all": 1},
     hups=1,
     fronts=2,
