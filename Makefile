@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+BENCHMARKS := ring worker end_to_end
 
-.PHONY: install run test check prove lock clean
+.PHONY: install install-bench run test check prove bench lock clean
 
 install: .venv/installed
 
@@ -29,10 +30,27 @@ check: install
 prove: install
 	$(BIN)/python -m pytest -m prove -s
 
+# What the benchmarks compare with, beside what the program needs itself.
+install-bench: .venv/installed-bench
+
+.venv/installed-bench: .venv/installed benchmarks/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
+	@touch $@
+
+# Each prints its table and leaves JSON and plots in benchmarks/results. ARGS=--quick for a look.
+# One that fails does not keep the others from running; the exit code tells.
+bench: install-bench
+	@failed=; for name in $(BENCHMARKS); do \
+	  echo "$(BIN)/python -m benchmarks.$$name $(ARGS)"; \
+	  $(BIN)/python -m benchmarks.$$name $(ARGS) || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "failed, or missed a bar:$$failed"; exit 1; }
+
 # The lock serves CI and `make install`; users of the package get the lower bounds of pyproject.toml.
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file requirements.lock
+	uv pip compile pyproject.toml --extra bench --constraint requirements.lock --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file benchmarks/requirements.lock
 
 clean:
 	rm -rf .venv build *.egg-info ringbuf/*.so
