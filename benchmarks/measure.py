@@ -68,6 +68,7 @@ class Options(Struct, frozen=True):
     rounds: int
     folder: Path
     only: list[str]
+    sides: list[str] = []
 
 
 class Machine(Struct, frozen=True):
@@ -93,11 +94,12 @@ def parse_options(
     add("--rounds", type=int, help=f"interleaved rounds (default {rounds}, quick 1)")
     add("--results", type=Path, default=RESULTS, help="folder for JSON and plots")
     add("--only", action="append", default=[], metavar="TABLE", help="that table (repeatable)")
+    add("--side", action="append", default=[], metavar="SIDE", help="that side (repeatable)")
     given = parser.parse_args(argv)
     count = given.rounds if given.rounds is not None else 1 if given.quick else rounds
     if count < 1:
         parser.error(f"--rounds {count}: must be at least 1")
-    return Options(given.quick, count, given.results, given.only)
+    return Options(given.quick, count, given.results, given.only, given.side)
 
 
 def interleave(table: str, sides: Sequence[Side], count: int) -> Iterator[Round]:

@@ -84,7 +84,9 @@ class Bench:
 
     def run(self, table: str, sides: Sequence[Side], *, rounds: int | None = None) -> None:
         """Runs the sides interleaved; what is not installed gets its row all the same."""
-        self._tables[table] = list(sides)
+        wanted = self.options.sides
+        sides = [side for side in sides if not wanted or side.name in wanted]
+        self._tables[table] = sides
         for side in sides:
             if side.install:
                 self.record.not_installed[side.name] = side.install

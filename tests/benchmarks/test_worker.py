@@ -1,0 +1,52 @@
+"""The worker benchmark runs; that its orders are settled is what it checks itself."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from benchmarks import stock
+from benchmarks.measure import parse_options
+from benchmarks.worker import COST, MAIN, STORED, main_sides
+from tests.benchmarks.conftest import RunSide
+
+SIDES = [side.name for side in main_sides(parse_options("", ["--quick"]))]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_every_side_settles_its_orders(run_side: RunSide, side: str) -> None:
+    assert run_side("worker", MAIN, side)[COST] > 0
+
+
+def test_orders_of_earlier_days_are_there(run_side: RunSide) -> None:
+    assert run_side("worker", STORED, "2,000")[COST] > 0
+
+
+def test_the_made_up_history_passes_the_audit(tmp_path: Path) -> None:
+    file = stock.make_database(tmp_path, history=300)
+    stock.check_settled(file, 300)
+
+
+def test_an_order_too_few_is_noticed(tmp_path: Path) -> None:
+    file = stock.make_database(tmp_path, history=300)
+    with pytest.raises(stock.NotDone, match="301 orders"):
+        stock.check_settled(file, 301)
+
+
+def test_an_order_without_its_movement_is_noticed(tmp_path: Path) -> None:
+    file = stock.make_database(tmp_path, history=300)
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("DELETE FROM movements WHERE lot = 7 AND delta < 0")
+    with pytest.raises(stock.NotDone, match="audit"):
+        stock.check_settled(file, 300)
+
+
+@pytest.mark.parametrize(("mode", "number"), [("FULL", 2), ("NORMAL", 1)])
+def test_the_mode_of_syncing_is_the_one_asked_for(tmp_path: Path, mode: str, number: int) -> None:
+    store = stock.open_store(stock.make_database(tmp_path), mode)
+    with store.writing() as transaction:
+        assert transaction.exec_driver_sql("PRAGMA synchronous").scalar() == number
+    store.close()
