@@ -13,7 +13,8 @@ from supervisor import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATING = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
+DOCUMENTS += (ROOT / "docs").rglob("*.md")
 
 
 def row_of(flag: Flag) -> str:
