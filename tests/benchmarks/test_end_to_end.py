@@ -7,6 +7,8 @@ import pytest
 from benchmarks.end_to_end import MAIN, RATE
 from tests.benchmarks.conftest import RunSide
 
+pytestmark = pytest.mark.prove  # its sender and its peers are installed by hand
+
 SIDES = ["Rasher", "synchronous", "RabbitMQ, 64 unconfirmed, prefetch 1,024"]
 
 

@@ -8,8 +8,14 @@ from benchmarks.messages import Pool, Summed, Whole
 from benchmarks.ring import BATCHES, ONE, in_batches, one_by_one
 from tests.benchmarks.conftest import RunSide
 
-SIDES = [(ONE, side.name) for side in one_by_one(0)]
-SIDES += [(BATCHES, side.name) for side in in_batches(0)]
+NAMES = [(ONE, side.name) for side in one_by_one(0)]
+NAMES += [(BATCHES, side.name) for side in in_batches(0)]
+# Peers are installed by `make bench` alone.
+PEER = pytest.mark.prove
+SIDES = [
+    pytest.param(table, name, marks=() if name.startswith("ours") else PEER)
+    for table, name in NAMES
+]
 
 
 @pytest.mark.parametrize(("table", "side"), SIDES)
@@ -19,6 +25,7 @@ def test_every_side_passes_its_messages_on(run_side: RunSide, table: str, side: 
     assert figures["cpu_per_message_us"] > 0
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize(
     ("table", "side"), [("capacity", "one by one, 1"), ("payload", "batches of 64, 64")]
 )

@@ -13,7 +13,11 @@ from benchmarks.measure import parse_options
 from benchmarks.worker import COST, MAIN, STORED, main_sides
 from tests.benchmarks.conftest import RunSide
 
-SIDES = [side.name for side in main_sides(parse_options("", ["--quick"]))]
+NAMES = [side.name for side in main_sides(parse_options("", ["--quick"]))]
+SIDES = [
+    pytest.param(name, marks=() if name == "BaconWorker, batch 64, FULL" else pytest.mark.prove)
+    for name in NAMES
+]
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -21,6 +25,7 @@ def test_every_side_settles_its_orders(run_side: RunSide, side: str) -> None:
     assert run_side("worker", MAIN, side)[COST] > 0
 
 
+@pytest.mark.prove
 def test_orders_of_earlier_days_are_there(run_side: RunSide) -> None:
     assert run_side("worker", STORED, "2,000")[COST] > 0
 
