@@ -36,11 +36,13 @@ from benchmarks.measure import (
 
 QUICK = "quick run: shows that it runs, its figures mean nothing"
 WIDTH_MIN = 100
+# More figures of a single side stand below each other.
+COLUMNS_MAX = 6
 
 
 class Comparison(Struct, frozen=True):
-    """`side` over `against`; `bar` is what it was to reach, `verdict` what came of it: met, missed,
-    not judged (no bar, or a quick run), or not run."""
+    """`side` over `against`, or, when that is empty, the figure itself; `bar` is what it was to
+    reach, `verdict` what came of it: met, missed, not judged (no bar, or a quick run), not run."""
 
     table: str
     figure: str
@@ -112,18 +114,25 @@ class Bench:
     ) -> Spread | None:
         """Notes the ratio `side` over `against`; a bar is judged by its median."""
         found = ratio(self.record.rounds, table, figure, side, against)
-        bar = f">= {at_least:g}" if at_least is not None else ""
-        bar = f"<= {at_most:g}" if at_most is not None else bar
-        if found is None:
-            verdict = "not run"
-        elif self.options.quick or not bar:
-            verdict = "not judged"
-        else:
-            low = at_least is None or found.median >= at_least
-            verdict = "met" if low and (at_most is None or found.median <= at_most) else "missed"
-        self.record.comparisons.append(
-            Comparison(table, figure, side, against, found, bar, verdict)
-        )
+        judged = (found.median, found.median) if found else None
+        self._judge(Comparison(table, figure, side, against, found, "", ""), judged,
+                    at_least, at_most)  # fmt: skip
+        return found
+
+    def limit(
+        self,
+        table: str,
+        figure: str,
+        side: str,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> Spread | None:
+        """Notes the figure itself; a bar is judged by the worst round: what is promised to hold
+        always has to hold in each."""
+        found = self.spread(table, figure, side)
+        judged = (found.low, found.high) if found else None
+        self._judge(Comparison(table, figure, side, "", found, "", ""), judged, at_least, at_most)
         return found
 
     def note(self, text: str) -> None:
@@ -136,7 +145,7 @@ class Bench:
         shown = {name: one for name, one in found.items() if one is not None}
         if not shown or not self._can_plot():
             return
-        with _axes(self, f"{table}-{figure}") as axes:
+        with _axes(self, f"{table}-{figure}") as (axes,):
             medians = [one.median for one in shown.values()]
             axes.barh(
                 list(shown), medians, xerr=_whiskers(list(shown.values())), capsize=3, log=log
@@ -157,24 +166,31 @@ class Bench:
         """A line for each series, x to spread, with lowest and highest: QUESTION-NAME.png."""
         if not self._can_plot():
             return
-        with _axes(self, name) as axes:
-            for label, points in series.items():
-                shown = {x: one for x, one in points.items() if one is not None}
-                axes.errorbar(
-                    list(shown),
-                    [one.median for one in shown.values()],
-                    yerr=_whiskers(list(shown.values())),
-                    label=label,
-                    capsize=3,
-                    marker="o",
-                )
+        with _axes(self, name) as (axes,):
+            _draw(axes, y_label, series, marker="o")
             if log_x:
                 axes.set_xscale("log")
-            axes.set_ylim(bottom=0)
             axes.set_xlabel(x_label)
-            axes.set_ylabel(y_label)
             axes.set_title(f"{self.record.question}: {name}")
-            axes.legend()
+
+    def panels(
+        self,
+        name: str,
+        x_label: str,
+        panels: Mapping[str, Mapping[str, Mapping[float, Spread | None]]],
+        *,
+        log_x: bool = False,
+    ) -> None:
+        """As `lines`, one below the other over the same x, by the label of their y."""
+        if not self._can_plot():
+            return
+        with _axes(self, name, len(panels)) as rows:
+            for axes, (y_label, series) in zip(rows, panels.items(), strict=True):
+                _draw(axes, y_label, series, marker="o" if log_x else "")
+            if log_x:
+                rows[0].set_xscale("log")  # of all: they share it
+            rows[0].set_title(f"{self.record.question}: {name}")
+            rows[-1].set_xlabel(x_label)
 
     def finish(self) -> int:
         """Prints everything; 1 when a bar was missed, else 0."""
@@ -198,6 +214,13 @@ class Bench:
         rounds = [one for one in self.record.rounds if one.table == table]
         figures = list(dict.fromkeys(name for one in rounds for name in one.figures))
         shown = Table(title=f"{self.record.question}: {table}", title_justify="left")
+        if len(sides) == 1 and len(figures) > COLUMNS_MAX:
+            (side,) = sides
+            shown.add_column("figure")
+            shown.add_column(f"{side.name}\nmedian (min-max)", justify="right")
+            for name in figures:
+                shown.add_row(name.replace("_", " "), _cell(self.spread(table, name, side.name)))
+            return shown
         shown.add_column("side")
         for name in figures:
             shown.add_column(f"{name.replace('_', ' ')}\nmedian (min-max)", justify="right")
@@ -208,11 +231,33 @@ class Bench:
             shown.add_row(side.name, *cells)
         return shown
 
+    def _judge(
+        self,
+        one: Comparison,
+        judged: tuple[float, float] | None,
+        at_least: float | None,
+        at_most: float | None,
+    ) -> None:
+        """`judged`: the value that a lower bar is for, and the one that an upper bar is for."""
+        bar = f">= {at_least:g}" if at_least is not None else ""
+        bar = f"<= {at_most:g}" if at_most is not None else bar
+        if judged is None:
+            verdict = "not run"
+        elif self.options.quick or not bar:
+            verdict = "not judged"
+        else:
+            low = at_least is None or judged[0] >= at_least
+            verdict = "met" if low and (at_most is None or judged[1] <= at_most) else "missed"
+        self.record.comparisons.append(msgspec.structs.replace(one, bar=bar, verdict=verdict))
+
     def _ratios(self) -> Table:
-        shown = Table(title="ratios, pair by pair", title_justify="left")
+        title = "ratios, pair by pair; figures over nothing, judged by the worst round"
+        if all(one.against for one in self.record.comparisons):
+            title = "ratios, pair by pair"
+        shown = Table(title=title, title_justify="left")
         for name in ("table", "figure", "of", "over"):
             shown.add_column(name)
-        for name in ("ratio\nmedian (min-max)", "bar"):
+        for name in ("ratio or figure\nmedian (min-max)", "bar"):
             shown.add_column(name, justify="right")
         shown.add_column("")
         for one in self.record.comparisons:
@@ -235,21 +280,42 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _axes(bench: Bench, name: str) -> Iterator[Any]:
-    """A plot's axes, saved at the end."""
+def _axes(bench: Bench, name: str, count: int = 1) -> Iterator[list[Any]]:
+    """A plot's axes, from the top down over the same x, saved at the end."""
     import matplotlib as mpl  # noqa: PLC0415 - takes a second, and a benchmark may be imported only
 
     mpl.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
-    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    yield axes
+    figure, rows = pyplot.subplots(
+        count, sharex=True, squeeze=False, figsize=(9, 5 if count == 1 else 3 * count),
+        layout="constrained",
+    )  # fmt: skip
+    yield [row[0] for row in rows]
     if bench.options.quick:
         figure.text(0.5, 0.5, "quick run", fontsize=60, alpha=0.15, ha="center", va="center")
     file = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
     bench.options.folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(bench.options.folder / f"{bench.record.question}-{file}.png", dpi=120)
     pyplot.close(figure)
+
+
+def _draw(
+    axes: Any, y_label: str, series: Mapping[str, Mapping[float, Spread | None]], *, marker: str
+) -> None:
+    for label, points in series.items():
+        shown = {x: one for x, one in points.items() if one is not None}
+        axes.errorbar(
+            list(shown),
+            [one.median for one in shown.values()],
+            yerr=_whiskers(list(shown.values())),
+            label=label,
+            capsize=3,
+            marker=marker,
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(y_label)
+    axes.legend()
 
 
 def _whiskers(spreads: Sequence[Spread]) -> list[list[float]]:

@@ -15,6 +15,7 @@ import argparse
 import gc
 import math
 import re
+import resource
 import select
 import socket
 import sys
@@ -33,6 +34,8 @@ from benchmarks.orders import BODIES
 READ_BYTES = 65_536
 EVENTS_MAX = 256
 CONNECT_S_MAX = 30.0
+# Files that are open beside the connections.
+OTHER_FILES = 64
 # After the last order was due; longer than a full ring keeps a client waiting.
 LAST_ANSWERS_S_MAX = 30.0
 # Shorter than a server keeps an idle connection, so that none is used as it closes.
@@ -92,7 +95,7 @@ class Sender:
         self, port: int, phases: Sequence[Phase], connections: int, ledger: IO[str] | None
     ) -> None:
         self._address = ("127.0.0.1", port)
-        self._requests = [_request(port, body) for body in BODIES]
+        self._requests = [request_of(port, body) for body in BODIES]
         self._intended_s = intended(phases)
         count = len(self._intended_s)
         self._latency_s = np.full(count, math.nan)
@@ -231,7 +234,8 @@ def command(
     return [sys.executable, "-m", "benchmarks.sender", str(port), str(path), *words]
 
 
-def _request(port: int, body: bytes) -> bytes:
+def request_of(port: int, body: bytes) -> bytes:
+    """An order as it is sent."""
     return (
         f"POST /orders HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
@@ -241,6 +245,14 @@ def _request(port: int, body: bytes) -> bytes:
 def _phase(text: str) -> Phase:
     rate, _, duration = text.partition(":")
     return Phase(float(rate), float(duration))
+
+
+def allow_files(count: int) -> None:
+    """Raises this process's own limit on open files, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -253,6 +265,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--ledger", type=Path)
     parser.add_argument("--spin", action="store_true")
     given = parser.parse_args(argv)
+    allow_files(given.connections + OTHER_FILES)
     ledger = given.ledger.open("w") if given.ledger else None
     sender = Sender(given.port, given.phase, given.connections, ledger)
     gc.disable()  # a pause of ours would count as the server's

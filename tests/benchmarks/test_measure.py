@@ -103,6 +103,21 @@ def test_a_bar_is_judged_by_the_median(
     assert bench.finish() == (verdict == "missed")
 
 
+@pytest.mark.parametrize(
+    ("at_least", "at_most", "verdict"),
+    [(1.0, None, "met"), (1.5, None, "missed"), (None, 3.0, "met"), (None, 2.5, "missed")],
+)
+def test_a_bar_of_the_figure_itself_is_judged_by_the_worst_round(
+    tmp_path: Path, at_least: float | None, at_most: float | None, verdict: str
+) -> None:
+    found = iter([2.0, 1.0, 3.0])
+    options = parse_options("a test", ["--rounds", "3", "--results", str(tmp_path)])
+    bench = Bench("test", "a test", options, machine())
+    bench.run("t", [Side("a", lambda: {"x": next(found)})])
+    bench.limit("t", "x", "a", at_least=at_least, at_most=at_most)
+    assert bench.record.comparisons[0].verdict == verdict
+
+
 def test_a_quick_run_judges_nothing(tmp_path: Path) -> None:
     options = parse_options("a test", ["--quick", "--results", str(tmp_path)])
     bench = Bench("test", "a test", options, machine())
