@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from benchmarks.measure import (
     Figures,
     Options,
     Side,
+    Spread,
     cpu_s,
     find_program,
     machine,
@@ -45,13 +47,16 @@ WARM_UP_S = 1
 CONNECTIONS = 64
 # Room for whatever comes while the worker waits for its turn on the sender's core.
 ROOMY = ("--capacity", "65536", "--slot-bytes", "512")
+CAPACITIES = (1, 16, 100, 1_000, 65_536)
 ROOMY_LONG = ("--capacity", "16384", "--slot-bytes", "8192")
 LINES_OF = (1, 10, 100)
 PROCESSES = (1, 2, 3, 4)
 TAKEN_S_MAX = 30.0
 SCRIPT = Path(__file__).with_name("accept.lua")
 COST, RATE, OTHERS = "front_cpu_per_order_us", "accepted_per_s", "others_cpu_per_order_us"
+WAITED = "waited_percent"
 MAIN, FRONTS, WORKERS, LINES = "64 connections", "fronts", "workers", "lines"
+CAPACITY = "capacity"
 LANE, ROUTE, SMALL = "Rasher", "Rasher, --lane off", "Rasher, capacity 100"
 NGINX = "nginx, return 202"
 ASYNCIO = "Starlette, asyncio.Queue(100)"
@@ -60,12 +65,14 @@ MULTIPROCESSING = "Starlette, multiprocessing.Queue(100)"
 
 class Target(Struct, frozen=True):
     """`fronts`: the processes whose CPU is judged; `roots`: all, with what they started; `taken`:
-    how many orders have come in, None where nobody counts."""
+    how many orders have come in, and `waited`: how many of them found no room at first; None where
+    nobody counts."""
 
     port: int
     fronts: list[int]
     roots: list[int]
     taken: Callable[[], int] | None = None
+    waited: Callable[[], int] | None = None
 
 
 Start = Callable[[Path], AbstractContextManager[Target]]
@@ -81,7 +88,10 @@ def rasher(
     with running(folder, *words, fronts=fronts, workers=workers, core=core) as program:
         for worker in program.role("worker") if pinned else []:
             pin(worker, load_core())
-        yield Target(program.port, program.role("front"), [program.server.pid], program.accepted)
+        yield Target(
+            program.port, program.role("front"), [program.server.pid],
+            program.accepted, program.waited,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -117,18 +127,23 @@ def run_side(
     with scratch("accept", MEMORY) as folder, start(folder) as target:
         post(target.port, WARM_UP_S, CONNECTIONS, body, pinned=pinned)
         earlier = target.taken() if target.taken else 0
+        waited = target.waited() if target.waited else 0
         front_s, all_s = own_cpu_s(target.fronts), cpu_s(*target.roots)
         posting_s = QUICK_POSTING_S if options.quick else POSTING_S
         posted = post(target.port, posting_s, CONNECTIONS, body, pinned=pinned)
         front_s, all_s = own_cpu_s(target.fronts) - front_s, cpu_s(*target.roots) - all_s
         check(target, posted, earlier)
-    return {
+        waited = target.waited() - waited if target.waited else 0
+    figures = {
         COST: front_s / posted.requests * 1e6,
         RATE: posted.requests / posted.seconds,
         OTHERS: max(0.0, all_s - front_s) / posted.requests * 1e6,
         "answer_p50_ms": posted.p50_ms,
         "answer_p99_ms": posted.p99_ms,
     }
+    if target.waited:
+        figures[WAITED] = waited / posted.requests * 100
+    return figures
 
 
 def check(target: Target, posted: Posted, earlier: int) -> None:
@@ -205,6 +220,15 @@ def lines_sides(options: Options) -> list[Side]:
     return found
 
 
+def capacity_sides(options: Options) -> list[Side]:
+    """From one slot to more than ever fill."""
+    starts: dict[str, Start] = {
+        f"{capacity:,}": with_flags(rasher, "--capacity", str(capacity), "--slot-bytes", "512")
+        for capacity in CAPACITIES
+    }
+    return make_sides(options, starts)
+
+
 def count_sides(options: Options, role: str) -> list[Side]:
     """1 to 4 fronts, or workers; the kernel places them."""
     wrk = missing_program("wrk", "wrk")
@@ -247,6 +271,33 @@ def run_lines(bench: Bench) -> None:
     bench.lines(LINES, "lines of an order", COST.replace("_", " "), series)
 
 
+def run_capacity(bench: Bench) -> None:
+    """A smaller ring is full more often, and an order that waits costs more; apart from that its
+    size is to cost nothing."""
+    if not bench.wants(CAPACITY):
+        return
+    bench.run(CAPACITY, capacity_sides(bench.options))
+    names = [f"{capacity:,}" for capacity in CAPACITIES]
+    for smaller, larger in pairwise(names[:-1]):
+        bench.compare(CAPACITY, COST, larger, smaller)
+    for smaller in names[2:-1]:
+        bench.compare(CAPACITY, COST, names[-1], smaller, at_most=1.2)
+    bench.panels(
+        CAPACITY,
+        "capacity, orders",
+        {
+            COST.replace("_", " "): points_of(bench, COST),
+            "waited for room, %": points_of(bench, WAITED),
+        },
+        log_x=True,
+    )
+
+
+def points_of(bench: Bench, figure: str) -> dict[str, dict[float, Spread | None]]:
+    """A line of the sweep."""
+    return {LANE: {float(n): bench.spread(CAPACITY, figure, f"{n:,}") for n in CAPACITIES}}
+
+
 def run_counts(bench: Bench, role: str) -> None:
     """More processes."""
     if not bench.wants(role):
@@ -264,6 +315,7 @@ def run(options: Options) -> int:
     bench = Bench("accept", __doc__, options, host)
     run_main(bench)
     run_lines(bench)
+    run_capacity(bench)
     run_counts(bench, FRONTS)
     run_counts(bench, WORKERS)
     return bench.finish()

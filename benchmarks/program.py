@@ -11,9 +11,12 @@ from pathlib import Path
 from benchmarks.cores import on_core, server_core
 from benchmarks.measure import descendants
 from benchmarks.servers import Server, free_port, python
+from processors.tally import ACCEPT_US, BUCKETS, bucket, sums
 from ringbuf import Ring
 
 MEMORY = Path("/dev/shm")
+# Many times what a put takes, and less than a commit does.
+WAITED_US = 500
 
 
 class Program:
@@ -45,6 +48,13 @@ class Program:
         """Orders taken in since the start."""
         with self.ring() as ring:
             return ring.tail
+
+    def waited(self) -> int:
+        """Orders that were put later than WAITED_US after their request was whole: they found the
+        ring full. Exact to a quarter of that."""
+        with self.ring() as ring:
+            total = sums(ring.pages())
+        return sum(total[ACCEPT_US + bucket(WAITED_US) : ACCEPT_US + BUCKETS])
 
 
 @contextmanager
