@@ -47,19 +47,23 @@ class NotDone(Exception):
     """The work that was measured was not done, or not as it should be."""
 
 
-def make_database(folder: Path, history: int = 0) -> Path:
-    """A database with LOTS lots of SKUS; `history` earlier orders and lots are in it already."""
+def make_database(folder: Path, history: int = 0, lots: int = LOTS) -> Path:
+    """A database with so many lots of SKUS; `history` earlier orders and lots are in it already."""
     file = folder / "rasher.db"
     migrate(url_of(file))
     if history:
         _write_history(file, history)
     store = Store.open(url_of(file))
     expires_us = now_us() + 100 * DAY_US
-    lots = [
-        Lot(f"lot-{n}", SKUS[n % len(SKUS)], LOT_THOUSANDTHS, expires_us + n, None, None)
-        for n in range(LOTS)
-    ]
-    add_lots(store, lots)
+    for start in range(0, lots, LOTS):
+        numbers = range(start, min(start + LOTS, lots))
+        add_lots(
+            store,
+            [
+                Lot(f"lot-{n}", SKUS[n % len(SKUS)], LOT_THOUSANDTHS, expires_us + n, None, None)
+                for n in numbers
+            ],
+        )
     store.close()
     return file
 

@@ -36,10 +36,13 @@ BATCH = 64
 ORDERS, ORDERS_ALONE = 20_000, 6_000
 QUICK_ORDERS, QUICK_ORDERS_ALONE = 1_280, 300
 HISTORIES, QUICK_HISTORIES = (0, 2_000, 20_000, 200_000), (0, 2_000)
+# With stock; a tenth of them of each sku.
+IN_STOCK, QUICK_IN_STOCK = (500, 5_000, 50_000), (100, 1_000)
 WARM_UP = 2 * BATCH
 ANSWER_S_MAX = 600.0
 ORIGINALS = "databases"
 MAIN, STORED = "ring to committed row", "orders and lots stored before"
+STOCKED = "lots in stock"
 COST = "cpu_per_order_us"
 
 Settle = Callable[[Ring, Store, list[Item]], None]
@@ -95,12 +98,18 @@ def work(folder: Path, synchronous: str, orders: int, settle: Settle, pipe: Conn
 
 
 def run_side(
-    options: Options, settle: Settle, synchronous: str, orders: int, history: int = 0
+    options: Options,
+    settle: Settle,
+    synchronous: str,
+    orders: int,
+    *,
+    history: int = 0,
+    lots: int = stock.LOTS,
 ) -> Figures:
     """One round of one side."""
     folder = Path(tempfile.mkdtemp(prefix="worker-", dir=options.folder))
     try:
-        file = prepared(options, folder, history)
+        file = prepared(options, folder, history, lots)
         elapsed_s, cpu_s = in_a_process(work, folder, synchronous, orders, settle)
         stock.check_settled(file, history + WARM_UP + orders)
     finally:
@@ -108,12 +117,12 @@ def run_side(
     return {COST: cpu_s / orders * 1e6, "orders_per_s": orders / elapsed_s}
 
 
-def prepared(options: Options, folder: Path, history: int) -> Path:
-    """A copy of the database with that history, which is made once."""
-    original = options.folder / ORIGINALS / str(history)
+def prepared(options: Options, folder: Path, history: int, lots: int) -> Path:
+    """A copy of the database with that history and stock, which is made once."""
+    original = options.folder / ORIGINALS / f"{history}-{lots}"
     if not original.exists():
         original.mkdir(parents=True)
-        stock.make_database(original, history)
+        stock.make_database(original, history, lots)
     return Path(shutil.copy(original / "rasher.db", folder))
 
 
@@ -156,12 +165,37 @@ def main_sides(options: Options) -> list[Side]:
 
 def stored_sides(options: Options) -> list[Side]:
     """The worker with ever more orders and lots of earlier days in the database."""
+    run = partial(run_batches, options)
+    histories = QUICK_HISTORIES if options.quick else HISTORIES
+    return [Side(f"{history:,}", partial(run, history=history)) for history in histories]
+
+
+def stocked_sides(options: Options) -> list[Side]:
+    """The worker with ever more lots to choose from."""
+    run = partial(run_batches, options)
+    counts = QUICK_IN_STOCK if options.quick else IN_STOCK
+    return [Side(f"{lots:,}", partial(run, lots=lots)) for lots in counts]
+
+
+def run_batches(options: Options, **stored: int) -> Figures:
+    """One round of the worker, with what is stored before as `run_side` has it."""
     settle = partial(settle_in_batches, batch=BATCH)
     orders = QUICK_ORDERS if options.quick else ORDERS
-    return [
-        Side(f"{history:,}", partial(run_side, options, settle, "FULL", orders, history))
-        for history in (QUICK_HISTORIES if options.quick else HISTORIES)
-    ]
+    return run_side(options, settle, "FULL", orders, **stored)
+
+
+def sweep(bench: Bench, table: str, sides: list[Side], over: int) -> None:
+    """The same work with ever more in the database; the last is judged over that side."""
+    if not bench.wants(table):
+        return
+    bench.run(table, sides)
+    first, last = sides[0].name, sides[-1].name
+    if over:
+        bench.compare(table, COST, last, first)
+    if sides[over].name != last:
+        bench.compare(table, COST, last, sides[over].name, at_most=1.2)
+    points = {float(s.name.replace(",", "")): bench.spread(table, COST, s.name) for s in sides}
+    bench.lines(table, table, COST.replace("_", " "), {f"batch {BATCH}, FULL": points}, log_x=False)
 
 
 def run(options: Options) -> int:
@@ -179,18 +213,9 @@ def run(options: Options) -> int:
         bench.compare(MAIN, COST, "BaconWorker, batch 1, FULL", "synchronous, FULL")
         bench.compare(MAIN, "orders_per_s", f"{ours}, FULL", "synchronous, FULL")
         bench.bars(MAIN, COST)
-    if bench.wants(STORED):
-        sides = stored_sides(options)
-        bench.run(STORED, sides)
-        more = sides[-1].name
-        bench.compare(STORED, COST, more, sides[0].name)
-        if not options.quick:
-            bench.compare(STORED, COST, more, sides[1].name, at_most=1.2)
-        points = {float(s.name.replace(",", "")): bench.spread(STORED, COST, s.name) for s in sides}
-        bench.lines(
-            STORED, "orders and lots stored before", COST.replace("_", " "),
-            {f"batch {BATCH}, FULL": points}, log_x=False,
-        )  # fmt: skip
+    # 100 times as many as in the row behind `over`; a quick run has not so many rows.
+    sweep(bench, STORED, stored_sides(options), over=1)
+    sweep(bench, STOCKED, stocked_sides(options), over=0)
     shutil.rmtree(options.folder / ORIGINALS, ignore_errors=True)
     return bench.finish()
 

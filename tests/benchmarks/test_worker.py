@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import stock
 from benchmarks.measure import parse_options
-from benchmarks.worker import COST, MAIN, STORED, main_sides
+from benchmarks.worker import COST, MAIN, STOCKED, STORED, main_sides
 from tests.benchmarks.conftest import RunSide
 
 NAMES = [side.name for side in main_sides(parse_options("", ["--quick"]))]
@@ -30,9 +30,17 @@ def test_orders_of_earlier_days_are_there(run_side: RunSide) -> None:
     assert run_side("worker", STORED, "2,000")[COST] > 0
 
 
-def test_the_made_up_history_passes_the_audit(tmp_path: Path) -> None:
-    file = stock.make_database(tmp_path, history=300)
+@pytest.mark.prove
+def test_lots_to_choose_from_are_there(run_side: RunSide) -> None:
+    assert run_side("worker", STOCKED, "1,000")[COST] > 0
+
+
+def test_what_is_stored_beforehand_passes_the_audit(tmp_path: Path) -> None:
+    lots = stock.LOTS + 1
+    file = stock.make_database(tmp_path, history=300, lots=lots)
     stock.check_settled(file, 300)
+    with closing(sqlite3.connect(file)) as database:
+        assert database.execute("SELECT count(*) FROM lots").fetchone() == (300 + lots,)
 
 
 def test_an_order_too_few_is_noticed(tmp_path: Path) -> None:
