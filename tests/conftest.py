@@ -8,12 +8,11 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import uvloop
 
 from tests.leaks import Belongings, left_over
-from tests.program import PATIENCE_S, Rasher, Start
+from tests.program import Rasher, Start, outlasting
 from tests.ringbuf.steps import build_stepping_kernel
 
 
@@ -69,8 +68,7 @@ def launch(data_dir: Path, ring_dir: Path) -> Iterator[Callable[..., Rasher]]:
         descendants = rasher.process.children(recursive=True) if rasher.popen.poll() is None else []
         rasher.popen.kill()
         rasher.end()
-        alive = psutil.wait_procs(descendants, PATIENCE_S)[1]
-        assert not alive, "children outlived their supervisor"
+        assert not outlasting(descendants), "children outlived their supervisor"
         assert not rasher.log.count("Traceback"), "\n".join(rasher.log.said)
 
 

@@ -6,13 +6,14 @@ import http.client
 import json
 import os
 import re
+import select
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +34,30 @@ JSON = {"content-type": "application/json"}
 def clean_environ() -> dict[str, str]:
     """The environment without settings: what a developer exported must not steer a test."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("RASHER_", "STAND_IN_"))}
+
+
+def has_ended(pidfd: int, patience_s: float = PATIENCE_S) -> bool:
+    """Waits for the kernel to say so, which it does before that process is reaped."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(max(0.0, patience_s) * 1000))
+
+
+def outlasting(
+    processes: Iterable[psutil.Process], patience_s: float = PATIENCE_S
+) -> list[psutil.Process]:
+    """Waits for all to end -> those that have not.
+
+    Not for their being reaped: that is done for an orphan by whoever is process 1, at its leisure.
+    """
+    deadline, found = time.monotonic() + patience_s, []
+    for process in processes:
+        with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(process.pid)) as pidfd:
+            left_s = deadline - time.monotonic()
+            # That very process, not a later one of its number.
+            if process.is_running() and not has_ended(pidfd.fileno(), left_s):
+                found.append(process)
+    return found
 
 
 class Lines:

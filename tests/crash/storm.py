@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import signal
 import threading
 import time
@@ -22,7 +21,7 @@ from processors.policy import SHORT_LIFE_S
 from ringbuf import Ring
 from tests.crash.clients import Adjuster, Load, Prober, lots_of, steady_port
 from tests.crash.findings import Findings, Kill, Recoveries
-from tests.program import PATIENCE_S, Rasher, Start, verb
+from tests.program import Rasher, Start, has_ended, verb
 
 SKUS = [f"SKU-{number}" for number in range(10)]
 LOTS_OF_A_SKU = 20
@@ -256,8 +255,9 @@ class Storm:
         return int(self.run.process.num_fds())
 
     def left_processes(self) -> list[int]:
-        """Every process that any of the supervisors started, and that is still there."""
-        return [pid for pid in psutil.pids() if session(pid) in self.sessions]
+        """Every process that any of the supervisors started, and that still lives."""
+        there = [one for one in psutil.process_iter() if session(one.pid) in self.sessions]
+        return [one.pid for one in there if lives(one)]
 
 
 def session(pid: int) -> int | None:
@@ -289,8 +289,6 @@ def end(victims: list[psutil.Process]) -> None:
             else:
                 os.close(pidfds.pop())
     for pidfd in pidfds:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        gone = poller.poll(PATIENCE_S * 1000)
+        gone = has_ended(pidfd)
         os.close(pidfd)
         assert gone, "it outlives SIGKILL"

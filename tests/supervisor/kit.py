@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-import psutil
 from msgspec.structs import replace
 
 from processors.parent import Key
 from processors.policy import begin, decide
 from processors.settings import HttpSettings, Settings, WorkSettings
 from processors.tree import Action, Asked, Ended, Event, Kid, Left, Say, State, Tick
-from tests.program import PATIENCE_S, Rasher
+from tests.program import Rasher, outlasting
 
 F0: Key = ("front", 0)
 W0: Key = ("worker", 0)
@@ -59,15 +58,10 @@ def asked(number: int, now: float, left: Left = NOTHING) -> Asked:
     return Asked(now=now, left=left, number=number)
 
 
-def ends_of(children: list[psutil.Process]) -> list[psutil.Process]:
-    ended: list[psutil.Process] = psutil.wait_procs(children, PATIENCE_S)[0]
-    return ended
-
-
 def kill_everything(rasher: Rasher) -> None:
     children = list(rasher.children().values())
     rasher.signal(signal.SIGKILL)
     for child in children:
         child.kill()
     assert rasher.end() == -signal.SIGKILL
-    ends_of(children)
+    assert not outlasting(children)

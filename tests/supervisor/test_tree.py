@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from ringbuf import Ring
-from tests.program import PATIENCE_S, Rasher, Start
-from tests.supervisor.kit import ends_of, kill_everything
+from tests.program import PATIENCE_S, Rasher, Start, outlasting
+from tests.supervisor.kit import kill_everything
 
 
 def answering_pid(rasher: Rasher) -> int:
@@ -119,7 +119,8 @@ def test_children_die_with_their_supervisor(stand_in: Start) -> None:
     rasher = stand_in("--fronts", "2", front="deaf", worker="deaf").ready()
     children = list(rasher.children().values())
     rasher.signal(signal.SIGKILL)
-    assert len(ends_of(children)) == len(children)
+    assert children
+    assert not outlasting(children)
 
 
 def test_children_leave_a_terminals_signals_to_the_supervisor(stand_in: Start) -> None:
