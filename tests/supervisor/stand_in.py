@@ -4,7 +4,7 @@
 do is said by STAND_IN_FRONT and STAND_IN_WORKER:
 
     front   serve: accepts and says its pid (default)    deaf: the same, but no TERM or USR1 ends it
-    worker  work: takes and releases (default)           hold: takes, never releases
+    worker  work: takes and releases (default)           hold: fills its hand, never releases
             die: ends at once, never ready               idle: takes nothing
             deaf: like hold, but no TERM ends it
 
@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from processors.child import RETIRE, Child, Role, enter  # noqa: E402
 from processors.settings import Settings  # noqa: E402
 from processors.stop import Stop  # noqa: E402
-from ringbuf import Closed, Empty  # noqa: E402
+from ringbuf import Closed, Empty, HandFull  # noqa: E402
 
 RECHECK_S = 0.05
 
@@ -78,6 +78,9 @@ def worker(child: Child, manner: str) -> None:
             try:
                 items = hand.take(timeout=RECHECK_S)
             except Empty:
+                continue
+            except HandFull:
+                signal.sigtimedwait([], RECHECK_S)
                 continue
             except Closed:
                 return
