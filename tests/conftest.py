@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.leaks import Belongings, left_over
 from tests.program import Rasher, Start, outlasting
@@ -25,6 +26,19 @@ def pytest_runtest_makereport(
     if report.skipped and os.environ.get("TEST_NO_SKIPS"):
         report.outcome = "failed"
     return report
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """With -n: a file's tests share a process, and so its fixtures; the files that hit the kernel's
+    steps share one, for the last of them asks whether every step was hit."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "steps" if Path(file).name.startswith("test_step") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -81,6 +81,7 @@ async def test_every_order_is_sent_once_and_stands_in_the_ledger(
     assert {line.sku for order in orders for line in order.lines} == {"A", "B"}
 
 
+@pytest.mark.alone
 async def test_latency_counts_from_the_intended_time(start: Start, tmp_path: Path) -> None:
     service = await start(capacity=1, full_timeout_s=0.2)
     # One connection, held 0.2 s by each order but the first: the last one leaves 0.6 s late.

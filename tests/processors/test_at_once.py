@@ -212,6 +212,7 @@ def test_a_processor_that_can_not_be_loaded_ends_the_worker_with_3(house: House)
     assert "no.such:thing can't be loaded" in errors
 
 
+@pytest.mark.alone
 def test_an_idle_worker_costs_next_to_nothing(house: House) -> None:
     process = Process(house, 0)
     assert process.ready()

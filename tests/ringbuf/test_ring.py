@@ -339,6 +339,7 @@ def test_a_wait_for_commits_ends_at_the_next_commit(ring: Ring, nursery: Nursery
     assert ring.rescues == 0
 
 
+@pytest.mark.alone
 def test_one_signal_wakes_everybody_who_sleeps_long_before_the_recheck(ring: Ring) -> None:
     """A lone wake would leave three of four to their re-check of 100 ms in each of 50 rounds."""
     rounds, met = 50, threading.Barrier(5)

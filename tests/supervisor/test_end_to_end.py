@@ -119,6 +119,7 @@ def cpu_seconds(run: Rasher) -> float:
     return sum(float(one.user + one.system) for one in times)
 
 
+@pytest.mark.alone
 def test_a_quiet_system_uses_under_one_percent_of_a_core(rasher: Start) -> None:
     run = rasher("--workers", "1").ready()
     wakes, used, since = (
