@@ -159,13 +159,30 @@ typedef struct {
 
 /* ---- crc32c ------------------------------------------------------------------------------- */
 
-static uint32_t rb_crc_table[256];
+#define RB_CRC_POLYNOMIAL 0x82f63b78u /* Castagnoli's, lowest bit first */
+#define RB_CRC_WORDS_MAX 42u          /* of each of the three parts that are summed side by side */
 
+static uint32_t rb_crc_table[256];
+static struct { uint64_t two, one; } rb_crc_skip[RB_CRC_WORDS_MAX + 1];
+
+static uint32_t rb_crc_times_x(uint32_t c) { return (c >> 1) ^ (RB_CRC_POLYNOMIAL & (0u - (c & 1))); }
+
+/* rb_crc_skip[n]: what carries a sum over 2n and over n words. Multiplied without carries and put
+ * where the last word is summed, which adds x^33, x^(64n - 33) is a skip of n words. */
 static void rb_crc_init(void) {
     for (uint32_t i = 0; i < 256; i++) {
         uint32_t c = i;
-        for (int bit = 0; bit < 8; bit++) c = (c >> 1) ^ (0x82f63b78u & (0u - (c & 1)));
+        for (int bit = 0; bit < 8; bit++) c = rb_crc_times_x(c);
         rb_crc_table[i] = c;
+    }
+    uint32_t power = 0x80000000u; /* x^0 */
+    for (uint32_t exponent = 0; exponent <= 128 * RB_CRC_WORDS_MAX - 33; exponent++) {
+        uint32_t words = (exponent + 33) / 64;
+        if ((exponent + 33) % 64 == 0) {
+            if (words <= RB_CRC_WORDS_MAX) rb_crc_skip[words].one = power;
+            if (words % 2 == 0) rb_crc_skip[words / 2].two = power;
+        }
+        power = rb_crc_times_x(power);
     }
 }
 
@@ -175,22 +192,60 @@ static uint32_t rb_crc_portable(uint32_t crc, const uint8_t *p, size_t n) {
 }
 
 #if defined(__x86_64__)
-__attribute__((target("sse4.2"))) static uint32_t rb_crc_sse42(uint32_t crc, const uint8_t *p,
-                                                              size_t n) {
-    uint64_t wide = crc, word;
-    for (; n >= 8; n -= 8, p += 8) {
-        memcpy(&word, p, 8);
-        wide = __builtin_ia32_crc32di(wide, word);
+#define RB_CRC_TARGET __attribute__((target("sse4.2,pclmul")))
+typedef long long rb_pair __attribute__((vector_size(16)));
+
+static uint64_t rb_word_at(const uint8_t *p) {
+    uint64_t word;
+    memcpy(&word, p, 8);
+    return word;
+}
+
+RB_CRC_TARGET static uint64_t rb_crc_carry(uint64_t crc, uint64_t skip) {
+    rb_pair product = __builtin_ia32_pclmulqdq128((rb_pair){(long long)crc}, (rb_pair){(long long)skip}, 0);
+    return (uint64_t)product[0];
+}
+
+/* An instruction sums a word in three cycles, but begins one in every cycle: so three parts at once. */
+RB_CRC_TARGET static uint64_t rb_crc_thirds(uint64_t crc, const uint8_t *p, uint32_t words) {
+    uint64_t second = 0, third = 0;
+    const uint8_t *q = p + 8 * words, *t = q + 8 * words, *last = q - 8;
+    for (; p < last; p += 8, q += 8, t += 8) {
+        crc = __builtin_ia32_crc32di(crc, rb_word_at(p));
+        second = __builtin_ia32_crc32di(second, rb_word_at(q));
+        third = __builtin_ia32_crc32di(third, rb_word_at(t));
     }
+    crc = __builtin_ia32_crc32di(crc, rb_word_at(p));
+    second = __builtin_ia32_crc32di(second, rb_word_at(q));
+    uint64_t carried = rb_crc_carry(crc, rb_crc_skip[words].two) ^
+                       rb_crc_carry(second, rb_crc_skip[words].one);
+    return __builtin_ia32_crc32di(third, rb_word_at(t) ^ carried);
+}
+
+RB_CRC_TARGET static uint32_t rb_crc_sse42(uint32_t crc, const uint8_t *p, size_t n) {
+    uint64_t wide = crc;
+    while (n >= 3 * 8 * 3) {
+        uint32_t words = n / 24 < RB_CRC_WORDS_MAX ? (uint32_t)(n / 24) : RB_CRC_WORDS_MAX;
+        wide = rb_crc_thirds(wide, p, words);
+        p += 24 * words, n -= 24 * words;
+    }
+    for (; n >= 8; n -= 8, p += 8) wide = __builtin_ia32_crc32di(wide, rb_word_at(p));
     crc = (uint32_t)wide;
-    while (n--) crc = __builtin_ia32_crc32qi(crc, *p++);
+    if (n & 4) {
+        uint32_t half;
+        memcpy(&half, p, 4);
+        crc = __builtin_ia32_crc32si(crc, half);
+        p += 4;
+    }
+    for (n &= 3; n; n--) crc = __builtin_ia32_crc32qi(crc, *p++);
     return crc;
 }
 #endif
 
 static uint32_t rb_crc(uint32_t crc, const void *p, size_t n) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("sse4.2")) return rb_crc_sse42(crc, p, n);
+    if (__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul"))
+        return rb_crc_sse42(crc, p, n);
 #endif
     return rb_crc_portable(crc, p, n);
 }
@@ -560,7 +615,8 @@ static void rb_copy_to_hand(rb_ring *r, uint64_t sequence, rb_cell *cell) {
     RB_STEP(take.stamped);
 }
 
-/* Moves up to `max` items into the cells named by `cells`. Everybody else's share is left. */
+/* Moves up to `max` items into the cells named by `cells`, the last of these first: they are a stack.
+ * Everybody else's share is left. */
 static int rb_take(rb_ring *r, uint32_t reader, const uint32_t *cells, uint32_t max,
                    int64_t patience_ns, uint64_t *first, uint32_t *taken) {
     rb_guard guard;
@@ -589,7 +645,7 @@ static int rb_take(rb_ring *r, uint32_t reader, const uint32_t *cells, uint32_t 
     atomic_signal_fence(memory_order_seq_cst); /* named before the first cell is marked */
     RB_STEP(take.named);
     for (uint32_t i = 0; i < count; i++)
-        rb_copy_to_hand(r, head + i, rb_cell_at(r, reader, cells[i]));
+        rb_copy_to_hand(r, head + i, rb_cell_at(r, reader, cells[max - 1 - i]));
     RB_STEP(take.publishing);
     atomic_store_explicit(&side->cursor, head + count, memory_order_release);
     RB_STEP(take.published);
