@@ -19,7 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ringbuf import Ring
 PATIENCE_S = 60.0
 SLOT_HEAD_BYTES = 64
 LINE_BYTES = 64
-payload_of = itemgetter(0)
+payload_of = attrgetter("payload")
 
 
 class Shape:

@@ -78,7 +78,7 @@ class Settler:
 def make_item(key: bytes, payload: bytes, number: int) -> Item:
     """As a worker gets it from the ring."""
     header = encode_header(RecordHeader(body_hash(payload)))
-    return Item((payload, key, number, 0, now_us() * 1000, header, 0, False, 0))  # type: ignore[call-arg,arg-type]
+    return Item(payload, key, number, accepted_ns=now_us() * 1000, header=header)
 
 
 async def read_order(request: Request, new_id: Callable[[], bytes]) -> tuple[bytes, bytes]:

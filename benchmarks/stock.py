@@ -93,7 +93,7 @@ def make_items(count: int, seed: int = 1) -> list[Item]:
         payload = encode_order(Order("Funky Foods", [line]))
         header = encode_header(RecordHeader(body_hash(payload)))
         key, now_ns = chance.randbytes(16), now_us() * 1000
-        items.append(Item((payload, key, number, 0, now_ns, header, 0, False, 0)))  # type: ignore[call-arg,arg-type]
+        items.append(Item(payload, key, number, accepted_ns=now_ns, header=header))
     return items
 
 

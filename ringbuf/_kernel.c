@@ -5,6 +5,7 @@
 #endif
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <structmember.h>
 
 #include <math.h>
 #include <stdlib.h>
@@ -79,7 +80,8 @@ typedef struct {
     uint32_t index, free_count, undelivered;
     uint64_t *stamps; /* per cell: what lies there; 0: free */
     uint8_t *delivered;
-    uint32_t *free;
+    uint32_t *free;  /* a stack of cells */
+    uint32_t *order; /* the cells of the take at work, oldest item first */
     int busy;
 } Taker;
 
@@ -330,46 +332,122 @@ static void mapping_dealloc(PyObject *self) {
 
 /* ---- items -------------------------------------------------------------------------------- */
 
-static PyStructSequence_Field item_fields[] = {
-    {"payload", "the message"},
-    {"key", "16 bytes that name it"},
-    {"sequence", "its place in the ring's history, from 0"},
-    {"attempts", "deliveries after the death of a reader that held it"},
-    {"accepted_ns", "CLOCK_REALTIME at put, nanoseconds"},
-    {"header", "the record header given to put"},
-    {"round", "the number given to put"},
-    {"damaged", "the checksum does not fit: payload holds the raw bytes"},
-    {"cell", "where it lies in the hand; -1 for a copy"},
-    {NULL, NULL}};
+/* Not tracked by the garbage collector: it refers to two bytes objects, which refer to nothing. The
+ * numbers become objects when they are asked for. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *payload, *header;
+    unsigned long long sequence, accepted_ns;
+    unsigned int attempts, round;
+    int cell;
+    char damaged;
+    uint8_t key[16];
+} Item;
 
-static PyStructSequence_Desc item_desc = {
-    "ringbuf.Item", "One message of the ring.", item_fields, 9};
+static PyMemberDef item_members[] = {
+    {"payload", T_OBJECT_EX, offsetof(Item, payload), READONLY, "the message"},
+    {"sequence", T_ULONGLONG, offsetof(Item, sequence), READONLY,
+     "its place in the ring's history, from 0"},
+    {"attempts", T_UINT, offsetof(Item, attempts), READONLY,
+     "deliveries after the death of a reader that held it"},
+    {"accepted_ns", T_ULONGLONG, offsetof(Item, accepted_ns), READONLY,
+     "CLOCK_REALTIME at put, nanoseconds"},
+    {"header", T_OBJECT_EX, offsetof(Item, header), READONLY, "the record header given to put"},
+    {"round", T_UINT, offsetof(Item, round), READONLY, "the number given to put"},
+    {"damaged", T_BOOL, offsetof(Item, damaged), READONLY,
+     "the checksum does not fit: payload holds the raw bytes"},
+    {"cell", T_INT, offsetof(Item, cell), READONLY, "where it lies in the hand; -1 for a copy"},
+    {NULL, 0, 0, 0, NULL}};
+
+static PyObject *item_key(PyObject *self, void *unused) {
+    (void)unused;
+    return PyBytes_FromStringAndSize((const char *)((Item *)self)->key, 16);
+}
+
+static PyGetSetDef item_fields[] = {{"key", item_key, NULL, "16 bytes that name it", NULL},
+                                    {NULL, NULL, NULL, NULL, NULL}};
+
+static void item_dealloc(PyObject *self) {
+    Py_XDECREF(((Item *)self)->payload);
+    Py_XDECREF(((Item *)self)->header);
+    free_object(self);
+}
 
 static PyObject *make_item(const rb_ring *r, const rb_slot *slot, uint64_t stamp, uint32_t attempts,
-                           long cell) {
+                           int cell) {
     const rb_slot fixed = *slot; /* lengths that have been checked must not change any more */
     const char *data = (const char *)(slot + 1);
     int intact = rb_intact(r, &fixed, (const uint8_t *)data, stamp);
     uint32_t head = intact ? fixed.header_bytes : 0;
-    PyObject *values[9] = {
-        PyBytes_FromStringAndSize(data + head, rb_data_bytes(r, &fixed) - head),
-        PyBytes_FromStringAndSize((const char *)fixed.key, 16),
-        PyLong_FromUnsignedLongLong(stamp - 1),
-        PyLong_FromUnsignedLong(attempts),
-        PyLong_FromUnsignedLongLong(fixed.accepted_ns),
-        PyBytes_FromStringAndSize(data, head),
-        PyLong_FromUnsignedLong(fixed.round),
-        PyBool_FromLong(!intact),
-        PyLong_FromLong(cell)};
-    PyObject *item = PyStructSequence_New(ItemType);
-    int whole = item != NULL;
-    for (int i = 0; i < 9; i++) {
-        whole = whole && values[i];
-        if (item && values[i]) PyStructSequence_SetItem(item, i, values[i]);
-        else Py_XDECREF(values[i]);
-    }
-    if (!whole) Py_CLEAR(item);
-    return item;
+    Item *item = (Item *)new_object(ItemType);
+    if (!item) return NULL;
+    item->payload = PyBytes_FromStringAndSize(data + head, rb_data_bytes(r, &fixed) - head);
+    item->header = PyBytes_FromStringAndSize(data, head);
+    item->sequence = stamp - 1, item->accepted_ns = fixed.accepted_ns;
+    item->attempts = attempts, item->round = fixed.round;
+    item->cell = cell, item->damaged = !intact;
+    memcpy(item->key, fixed.key, 16);
+    if (!item->payload || !item->header) Py_CLEAR(item);
+    return (PyObject *)item;
+}
+
+/* The same message, wherever it lies. */
+static PyObject *item_compare(PyObject *self, PyObject *other, int operation) {
+    if ((operation != Py_EQ && operation != Py_NE) || !PyObject_TypeCheck(other, ItemType))
+        return Py_NewRef(Py_NotImplemented);
+    const Item *a = (const Item *)self, *b = (const Item *)other;
+    int alike = a->sequence == b->sequence && a->accepted_ns == b->accepted_ns &&
+                a->attempts == b->attempts && a->round == b->round && a->damaged == b->damaged &&
+                !memcmp(a->key, b->key, 16);
+    alike = alike ? PyObject_RichCompareBool(a->payload, b->payload, Py_EQ) : 0;
+    alike = alike > 0 ? PyObject_RichCompareBool(a->header, b->header, Py_EQ) : alike;
+    return alike < 0 ? NULL : PyBool_FromLong(alike == (operation == Py_EQ));
+}
+
+static Py_hash_t item_hash(PyObject *self) { return (Py_hash_t)(((Item *)self)->sequence & INT64_MAX); }
+
+static PyObject *item_repr(PyObject *self) {
+    const Item *item = (const Item *)self;
+    return PyUnicode_FromFormat("Item(sequence=%llu, attempts=%u, cell=%d, payload=%R%s)",
+                                item->sequence, item->attempts, item->cell, item->payload,
+                                item->damaged ? ", damaged" : "");
+}
+
+static PyObject *item_reduce(PyObject *self, PyObject *none) {
+    (void)none;
+    const Item *item = (const Item *)self;
+    return Py_BuildValue("O(Oy#KIKOIOi)", (PyObject *)ItemType, item->payload,
+                         (const char *)item->key, (Py_ssize_t)16, item->sequence, item->attempts,
+                         item->accepted_ns, item->header, item->round,
+                         item->damaged ? Py_True : Py_False, item->cell);
+}
+
+static PyMethodDef item_methods[] = {{"__reduce__", item_reduce, METH_NOARGS, NULL},
+                                     {NULL, NULL, 0, NULL}};
+
+/* For stand-ins of a ring: what take and find return is made by make_item. */
+static PyObject *item_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"payload", "key",   "sequence", "attempts", "accepted_ns",
+                            "header",  "round", "damaged",  "cell",     NULL};
+    Item *item = (Item *)new_object(type);
+    const char *key;
+    Py_ssize_t key_bytes;
+    int damaged = 0;
+    if (!item) return NULL;
+    item->cell = -1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Sy#|KIKSIpi", names, &item->payload, &key,
+                                     &key_bytes, &item->sequence, &item->attempts,
+                                     &item->accepted_ns, &item->header, &item->round, &damaged,
+                                     &item->cell))
+        key_bytes = -1;
+    else if (key_bytes != 16)
+        PyErr_Format(PyExc_ValueError, "a key has 16 bytes; this one has %zd", key_bytes);
+    Py_XINCREF(item->payload); /* borrowed until here, whether parsing succeeded or not */
+    item->header = item->header ? Py_NewRef(item->header) : PyBytes_FromStringAndSize("", 0);
+    item->damaged = (char)damaged;
+    if (key_bytes == 16) memcpy(item->key, key, 16);
+    if (PyErr_Occurred()) Py_CLEAR(item);
+    return (PyObject *)item;
 }
 
 /* ---- Mapping: looking --------------------------------------------------------------------- */
@@ -721,36 +799,40 @@ static int too_large(const rb_ring *r, Py_ssize_t payload, Py_ssize_t header) {
 
 /* What somebody may write to is copied first: the checksum must be of what is put. Only bytes are
  * surely fixed: a read-only view may be of a writable buffer, or of a file that is cut short. */
-static int to_payload(PyObject *object, Py_buffer *view, PyObject **owner) {
-    if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE)) return -1;
-    *owner = NULL;
-    if (PyBytes_Check(object)) return 0;
-    *owner = PyBytes_FromStringAndSize(view->buf, view->len);
-    PyBuffer_Release(view);
-    if (*owner && !PyObject_GetBuffer(*owner, view, PyBUF_SIMPLE)) return 0;
-    Py_CLEAR(*owner);
-    return -1;
+static PyObject *to_payload(PyObject *object) {
+    Py_buffer view;
+    if (PyBytes_Check(object)) return Py_NewRef(object);
+    if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE)) return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(view.buf, view.len);
+    PyBuffer_Release(&view);
+    return bytes;
 }
 
-/* accepted_ns NULL or 0: now. Given only by who moves an item from another ring. */
-static int to_entry(const rb_ring *r, PyObject *key, PyObject *header, PyObject *round,
-                    PyObject *accepted_ns, const Py_buffer *payload, rb_entry *e) {
-    char *head = "";
-    Py_ssize_t head_bytes = 0;
-    if (to_key(key, &e->key)) return -1;
+static uint64_t now_ns(void) { return (uint64_t)rb_clock_ns(CLOCK_REALTIME); }
+
+static int to_entry(const rb_ring *r, PyObject *payload, PyObject *key, PyObject *header,
+                    rb_entry *e) {
+    char *body, *head = "";
+    Py_ssize_t body_bytes, head_bytes = 0;
+    if (PyBytes_AsStringAndSize(payload, &body, &body_bytes) || to_key(key, &e->key)) return -1;
     if (header && PyBytes_AsStringAndSize(header, &head, &head_bytes)) return -1;
-    if (too_large(r, payload->len, head_bytes)) return -1;
+    if (too_large(r, body_bytes, head_bytes)) return -1;
+    e->header = (const uint8_t *)head, e->header_bytes = (uint16_t)head_bytes;
+    e->payload = (const uint8_t *)body, e->payload_bytes = (uint32_t)body_bytes;
+    e->header_version = 1;
+    e->crc = rb_entry_crc(e);
+    return 0;
+}
+
+/* How a put is marked. accepted_ns is given only by who moves an item from another ring. */
+static int to_marks(PyObject *round, PyObject *accepted_ns, rb_entry *e) {
     unsigned long number = round ? PyLong_AsUnsignedLong(round) : 0;
-    uint64_t accepted = accepted_ns ? PyLong_AsUnsignedLongLong(accepted_ns) : 0;
-    if (PyErr_Occurred()) return -1;
+    uint64_t given_ns = accepted_ns ? PyLong_AsUnsignedLongLong(accepted_ns) : 0;
+    if ((round || accepted_ns) && PyErr_Occurred()) return -1;
     if (number > UINT32_MAX)
         return PyErr_Format(PyExc_ValueError, "round %lu is above %u", number, UINT32_MAX), -1;
-    e->header = (const uint8_t *)head, e->header_bytes = (uint16_t)head_bytes;
-    e->payload = payload->buf, e->payload_bytes = (uint32_t)payload->len;
     e->round = (uint32_t)number;
-    e->header_version = 1;
-    e->accepted_ns = accepted ? accepted : (uint64_t)rb_clock_ns(CLOCK_REALTIME);
-    e->crc = rb_entry_crc(e);
+    e->accepted_ns = given_ns ? given_ns : now_ns();
     return 0;
 }
 
@@ -782,23 +864,22 @@ static PyObject *put_one(PyObject *self, PyObject *const *args, Py_ssize_t nargs
                          PyObject *kwnames, int in_turn) {
     static const char *const names[] = {"payload", "key",         "header",
                                         "round",   "accepted_ns", NULL};
-    PyObject *given[5], *owner, *answer = NULL;
+    PyObject *given[5], *answer = NULL;
     Mapping *m = ((Putter *)self)->mapping;
-    Py_buffer view;
     rb_entry entry;
     uint64_t sequence;
     uint32_t put;
-    if (gather("try_put", names, 2, args, nargs, kwnames, given) || enter_open(self)) return NULL;
-    if (to_payload(given[0], &view, &owner)) return leave(m), NULL;
-    if (!to_entry(&m->ring, given[1], given[2], given[3], given[4], &view, &entry)) {
+    if (gather("try_put", names, 2, args, nargs, kwnames, given)) return NULL;
+    if (to_marks(given[3], given[4], &entry) || enter_open(self)) return NULL;
+    PyObject *payload = to_payload(given[0]);
+    if (payload && !to_entry(&m->ring, payload, given[1], given[2], &entry)) {
         int status = m->parked && !in_turn ? nothing_put(&m->ring)
                                            : try_entries(&m->ring, &entry, 1, &sequence, &put);
         if (status == RB_OK) answer = PyLong_FromUnsignedLongLong(sequence);
         else if (undecided(status)) answer = Py_NewRef(Py_None);
         else fail(status);
     }
-    PyBuffer_Release(&view);
-    Py_XDECREF(owner);
+    Py_XDECREF(payload);
     leave(m);
     return answer;
 }
@@ -819,20 +900,18 @@ static PyObject *putter_put_batch(PyObject *self, PyObject *args) {
     PyObject *payloads, *keys, *headers;
     if (!PyArg_ParseTuple(args, "OOO", &payloads, &keys, &headers) || enter_open(self)) return NULL;
     Py_ssize_t count = PyList_Size(payloads), made = 0;
-    uint64_t first = 0;
+    uint64_t first = 0, accepted_ns = now_ns();
     uint32_t put = 0;
     int status = RB_OK;
     if (count > (Py_ssize_t)m->ring.capacity) count = (Py_ssize_t)m->ring.capacity;
     rb_entry *entries = count > 0 ? malloc((size_t)count * sizeof *entries) : NULL;
     if (count > 0 && !entries) PyErr_NoMemory();
     for (; entries && made < count; made++) {
-        char *bytes;
-        Py_buffer view = {0};
-        if (PyBytes_AsStringAndSize(PyList_GetItem(payloads, made), &bytes, &view.len)) break;
-        view.buf = bytes;
+        rb_entry *entry = &entries[made];
         PyObject *header = headers == Py_None ? NULL : PyList_GetItem(headers, made);
-        if (to_entry(&m->ring, PyList_GetItem(keys, made), header, NULL, NULL, &view,
-                     &entries[made]))
+        entry->round = 0, entry->accepted_ns = accepted_ns;
+        if (to_entry(&m->ring, PyList_GetItem(payloads, made), PyList_GetItem(keys, made), header,
+                     entry))
             break;
     }
     if (entries && made == count && !m->parked)
@@ -880,7 +959,7 @@ static int adopt(Taker *t, int died, double patience_s) {
     Py_END_ALLOW_THREADS
     if (status != RB_OK) return fail(status), -1;
     RB_STEP(adopt.unlocked);
-    for (uint32_t i = r->hand; i-- > 0;) {
+    for (uint32_t i = r->hand; i-- > 0;) { /* so that the first cells are used first */
         rb_cell *cell = rb_cell_at(r, t->index, i);
         t->stamps[i] = atomic_load_explicit(&cell->stamp, memory_order_acquire);
         if (!t->stamps[i]) t->free[t->free_count++] = i;
@@ -907,7 +986,8 @@ static PyObject *taker_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     t->stamps = calloc(hand, sizeof *t->stamps);
     t->delivered = calloc(hand, 1);
     t->free = calloc(hand, sizeof *t->free);
-    if (!t->stamps || !t->delivered || !t->free) PyErr_NoMemory();
+    t->order = calloc(hand, sizeof *t->order);
+    if (!t->stamps || !t->delivered || !t->free || !t->order) PyErr_NoMemory();
     else if (index >= t->mapping->ring.readers)
         PyErr_Format(PyExc_ValueError, "reader %u of %u", index, t->mapping->ring.readers);
     else adopt(t, died, patience_s);
@@ -921,18 +1001,19 @@ static void taker_dealloc(PyObject *self) {
     free(t->stamps);
     free(t->delivered);
     free(t->free);
+    free(t->order);
     putter_dealloc(self);
 }
 
 static PyObject *item_of_cell(const Taker *t, uint32_t i) {
     rb_cell *cell = rb_cell_at(&t->mapping->ring, t->index, i);
     uint32_t attempts = atomic_load_explicit(&cell->attempts, memory_order_relaxed);
-    return make_item(&t->mapping->ring, &cell->slot, t->stamps[i], attempts, (long)i);
+    return make_item(&t->mapping->ring, &cell->slot, t->stamps[i], attempts, (int)i);
 }
 
-/* The lowest sequences among the cells that were not handed out yet, oldest first. */
-static uint32_t oldest_undelivered(const Taker *t, uint32_t *cells, uint32_t max) {
-    uint32_t count = 0;
+/* The lowest sequences among the cells that were not handed out yet. */
+static uint32_t order_undelivered(const Taker *t, uint32_t max) {
+    uint32_t count = 0, *cells = t->order;
     for (uint32_t i = 0; i < t->mapping->ring.hand; i++) {
         if (!t->stamps[i] || t->delivered[i]) continue;
         uint32_t at = count < max ? count++ : max;
@@ -944,14 +1025,14 @@ static uint32_t oldest_undelivered(const Taker *t, uint32_t *cells, uint32_t max
 }
 
 /* All the items, or none: what was not handed out comes out of the next take. */
-static PyObject *deliver(Taker *t, const uint32_t *cells, uint32_t count) {
+static PyObject *deliver(Taker *t, uint32_t count) {
     PyObject *list = PyList_New(count);
     for (uint32_t i = 0; list && i < count; i++) {
-        PyObject *item = item_of_cell(t, cells[i]);
+        PyObject *item = item_of_cell(t, t->order[i]);
         if (item) PyList_SetItem(list, i, item);
         else Py_CLEAR(list);
     }
-    for (uint32_t i = 0; list && i < count; i++) t->delivered[cells[i]] = 1;
+    for (uint32_t i = 0; list && i < count; i++) t->delivered[t->order[i]] = 1;
     if (list) t->undelivered -= count;
     return list;
 }
@@ -962,7 +1043,7 @@ typedef struct {
     uint64_t first;
 } TakeWait;
 
-/* Free cells are used from the end of the list; the first `taken` of them are then filled. */
+/* Free cells are used from the end of the list; the last `taken` of them are then filled. */
 static int look_for_items(void *context, int64_t patience_ns) {
     TakeWait *w = context;
     Taker *t = w->taker;
@@ -971,13 +1052,12 @@ static int look_for_items(void *context, int64_t patience_ns) {
 }
 
 static void keep_taken(Taker *t, const TakeWait *w) {
-    uint32_t *cells = t->free + t->free_count - w->max;
     for (uint32_t i = 0; i < w->taken; i++) {
-        t->stamps[cells[i]] = w->first + i + 1;
-        t->delivered[cells[i]] = 0;
+        uint32_t cell = t->free[--t->free_count];
+        t->stamps[cell] = w->first + i + 1;
+        t->delivered[cell] = 0;
+        t->order[i] = cell;
     }
-    memmove(cells, cells + w->taken, (w->max - w->taken) * sizeof *cells);
-    t->free_count -= w->taken;
     t->undelivered += w->taken;
 }
 
@@ -994,22 +1074,14 @@ static int take_from_ring(Taker *t, uint32_t max, int64_t deadline) {
 }
 
 static PyObject *take_some(Taker *t, uint32_t max, int64_t deadline) {
-    if (!t->undelivered) {
-        if (!t->free_count)
-            return PyErr_Format(HandFull,
-                                "all %u cells of hand %u are held: release before the next take",
-                                t->mapping->ring.hand, t->index);
-        int status = take_from_ring(t, max, deadline);
-        if (status < 0) return NULL;
-        if (undecided(status)) return PyErr_SetString(Empty, "nothing came in time"), NULL;
-        if (status != RB_OK) return fail(status);
-    }
-    uint32_t most = max < t->undelivered ? max : t->undelivered;
-    uint32_t *cells = malloc(most * sizeof *cells);
-    if (!cells) return PyErr_NoMemory();
-    PyObject *items = deliver(t, cells, oldest_undelivered(t, cells, most));
-    free(cells);
-    return items;
+    if (t->undelivered) return deliver(t, order_undelivered(t, max));
+    if (!t->free_count)
+        return PyErr_Format(HandFull, "all %u cells of hand %u are held: release before the next take",
+                            t->mapping->ring.hand, t->index);
+    int status = take_from_ring(t, max, deadline);
+    if (status < 0) return NULL;
+    if (undecided(status)) return PyErr_SetString(Empty, "nothing came in time"), NULL;
+    return status == RB_OK ? deliver(t, t->undelivered) : fail(status);
 }
 
 static int begin(Taker *t) {
@@ -1062,17 +1134,15 @@ static PyObject *taker_held(PyObject *self, PyObject *none) {
     return list;
 }
 
-static int held_cell(const Taker *t, PyObject *item, uint32_t *cell) {
-    if (!PyObject_TypeCheck(item, ItemType))
+static int held_cell(const Taker *t, PyObject *object, uint32_t *cell) {
+    if (!PyObject_TypeCheck(object, ItemType))
         return PyErr_SetString(PyExc_TypeError, "release takes items that take returned"), -1;
-    long at = PyLong_AsLong(PyStructSequence_GetItem(item, 8));
-    uint64_t sequence = PyLong_AsUnsignedLongLong(PyStructSequence_GetItem(item, 2));
-    if (PyErr_Occurred()) return -1;
-    if (at >= 0 && at < (long)t->mapping->ring.hand && t->stamps[at] == sequence + 1 &&
-        t->delivered[at] == 1)
-        return *cell = (uint32_t)at, 0;
+    const Item *item = (const Item *)object;
+    if (item->cell >= 0 && item->cell < (int)t->mapping->ring.hand &&
+        t->stamps[item->cell] == item->sequence + 1 && t->delivered[item->cell] == 1)
+        return *cell = (uint32_t)item->cell, 0;
     PyErr_Format(NotHeld, "sequence %llu is not held by this reader: nothing was released",
-                 (unsigned long long)sequence);
+                 item->sequence);
     return -1;
 }
 
@@ -1086,7 +1156,7 @@ static int release_all(Taker *t, PyObject *list) {
     }
     int failed = checked < count;
     for (Py_ssize_t i = 0; i < checked; i++) {
-        cell = (uint32_t)PyLong_AsLong(PyStructSequence_GetItem(PyList_GetItem(list, i), 8));
+        cell = (uint32_t)((const Item *)PyList_GetItem(list, i))->cell;
         t->delivered[cell] = 1;
         if (failed) continue;
         failed = rb_release(&t->mapping->ring, t->index, cell, t->stamps[cell] - 1) != RB_OK;
@@ -1167,6 +1237,16 @@ static PyMethodDef taker_methods[] = {
     {"shut", taker_shut, METH_NOARGS, "shut(): every later call raises"},
     {NULL, NULL, 0, NULL}};
 
+static PyType_Slot item_slots[] = {{Py_tp_doc, "One message of the ring."},
+                                   {Py_tp_new, item_new},
+                                   {Py_tp_dealloc, item_dealloc},
+                                   {Py_tp_richcompare, item_compare},
+                                   {Py_tp_hash, item_hash},
+                                   {Py_tp_repr, item_repr},
+                                   {Py_tp_members, item_members},
+                                   {Py_tp_getset, item_fields},
+                                   {Py_tp_methods, item_methods},
+                                   {0, NULL}};
 static PyType_Slot mapping_slots[] = {{Py_tp_dealloc, mapping_dealloc},
                                       {Py_tp_methods, mapping_methods},
                                       {Py_tp_getset, mapping_fields},
@@ -1180,6 +1260,7 @@ static PyType_Slot taker_slots[] = {{Py_tp_new, taker_new},
                                     {Py_tp_methods, taker_methods},
                                     {0, NULL}};
 
+static PyType_Spec item_spec = {"ringbuf.Item", sizeof(Item), 0, Py_TPFLAGS_DEFAULT, item_slots};
 static PyType_Spec mapping_spec = {"ringbuf._kernel.Mapping", sizeof(Mapping), 0,
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                                    mapping_slots};
@@ -1219,8 +1300,7 @@ PyMODINIT_FUNC PyInit__kernel(void) {
         PyErr_SetString(PyExc_ImportError, "pthread_atfork refused");
         goto failed;
     }
-    ItemType = PyStructSequence_NewType(&item_desc);
-    if (!ItemType || PyModule_AddObjectRef(module, "Item", (PyObject *)ItemType)) goto failed;
+    if (!(ItemType = add_type(module, &item_spec))) goto failed;
     if (!(MappingType = add_type(module, &mapping_spec))) goto failed;
     if (!(PutterType = add_type(module, &putter_spec))) goto failed;
     if (!(TakerType = add_type(module, &taker_spec))) goto failed;

@@ -1,15 +1,37 @@
-from typing import NamedTuple, Self
+from typing import Self, final
 
-class Item(NamedTuple):
-    payload: bytes
-    key: bytes
-    sequence: int
-    attempts: int
-    accepted_ns: int
-    header: bytes
-    round: int
-    damaged: bool
-    cell: int
+@final
+class Item:
+    def __new__(
+        cls,
+        payload: bytes,
+        key: bytes,
+        sequence: int = 0,
+        attempts: int = 0,
+        accepted_ns: int = 0,
+        header: bytes = b"",
+        round: int = 0,
+        damaged: bool = False,
+        cell: int = -1,
+    ) -> Self: ...
+    @property
+    def payload(self) -> bytes: ...
+    @property
+    def key(self) -> bytes: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def accepted_ns(self) -> int: ...
+    @property
+    def header(self) -> bytes: ...
+    @property
+    def round(self) -> int: ...
+    @property
+    def damaged(self) -> bool: ...
+    @property
+    def cell(self) -> int: ...
 
 class Mapping:
     capacity: int

@@ -290,7 +290,8 @@ def test_the_attempts_of_earlier_owners_are_told_and_kill_nobody(house: House) -
     with house.ring.reader(0) as reader:
         reader.take(1, 0)
         (item,) = reader.held()
-        jobs = [read_job(reader, Item((*item[:3], 7, *item[4:])), 0)]  # type: ignore
+        tried = Item(item.payload, item.key, item.sequence, 7, header=item.header, cell=item.cell)
+        jobs = [read_job(reader, tried, 0)]
         with Stop() as stop:
             house.worker(stop, settled_by(decide), Rules(attempts=3))._settle(jobs)
     assert told == [7]

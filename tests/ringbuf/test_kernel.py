@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 import struct
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -57,12 +59,58 @@ def test_the_checksum_covers_head_record_header_payload_and_sequence(
     assert found == crc32c(head + data + struct.pack("<Q", 2))
 
 
+def test_the_checksum_of_every_length_is_crc32c(make_ring: MakeRing) -> None:
+    """It is summed in three parts at once, of so many words as the length allows."""
+    chance = random.Random(4)
+    ring = make_ring(capacity=1, slot_bytes=4096)
+    with ring.writer() as writer, ring.reader(0) as reader:
+        for sequence, payload_bytes in enumerate([*range(400), *range(990, 1040), 2100, 4000]):
+            payload = chance.randbytes(payload_bytes)
+            writer.put(payload, key(sequence))
+            slot = ring.slots[0]
+            head, stamp = slot.tobytes()[8:44], struct.pack("<Q", sequence + 1)
+            assert slot["crc"] == crc32c(head + payload + stamp), payload_bytes
+            (item,) = reader.take()
+            assert (item.payload, item.damaged) == (payload, False)
+            reader.release([item])
+
+
+@pytest.mark.parametrize("name", ["payload", "key", "sequence", "attempts", "header", "round"])
+def test_items_that_differ_are_unequal(name: str) -> None:
+    fields: dict[str, Any] = {"payload": b"a", "key": key(1), "header": b"", "sequence": 0}
+    others = {"payload": b"b", "key": key(2), "header": b"h"}
+    assert Item(**fields) == Item(**fields)
+    assert Item(**fields) != Item(**{**fields, name: others.get(name, 7)})
+    assert Item(**fields) != object()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": b"short"},
+        {"key": "text"},
+        {"payload": "text"},
+        {"payload": bytearray(1)},
+        {"header": None},
+        {"sequence": "1"},
+        {"cell": 1 << 40},
+        {"colour": 1},
+    ],
+)
+def test_an_item_is_made_of_what_take_gives(wrong: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError, OverflowError)):
+        Item(**{"payload": b"", "key": bytes(16), **wrong})
+
+
 def test_an_item_is_a_plain_value(ring: Ring) -> None:
     with ring.writer() as writer, ring.reader(0) as reader:
         writer.put(*message(1))
         (item,) = reader.take()
         assert pickle.loads(pickle.dumps(item)) == copy.copy(item) == item
-        assert (item.payload, item.cell) == (item[0], item[8])
+        assert len({item, copy.copy(item)}) == 1
+        assert item == Item(
+            item.payload, item.key, 0, 0, item.accepted_ns, item.header, 0, False, item.cell
+        )
         with pytest.raises(AttributeError):
             item.sequence = 5  # type: ignore[misc]
         reader.release([copy.copy(item)])

@@ -146,7 +146,7 @@ def test_release_frees_all_of_its_items_or_none(ring: Ring, writer: Writer, read
     items = reader.take()
     found = ring.find(key(1))
     assert found is not None
-    stranger = Item((b"", bytes(16), 9, 0, 0, b"", 0, False, 0))  # type: ignore[call-arg, arg-type]
+    stranger = Item(b"", bytes(16), sequence=9, cell=0)
     for wrong in ([items[0], items[0]], [items[1], found.item], [items[2], stranger]):
         with pytest.raises(NotHeld):
             reader.release(wrong)
