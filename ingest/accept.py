@@ -22,7 +22,16 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from msgspec import Struct
 
-from ingest.answers import CLOSE, JSON, Answer, Refused, invalid, problem, unavailable
+from ingest.answers import (
+    CLOSE,
+    Answer,
+    Queued,
+    Refused,
+    invalid,
+    order_answer,
+    problem,
+    unavailable,
+)
 from ingest.drain import DrainMeter
 from ingest.ids import OrderIds
 from ingest.lookup import Earlier
@@ -77,6 +86,7 @@ class Acceptor:
         tally: Tally | None = None,
     ) -> None:
         self._ring = ring
+        self._mapping, self._room = ring.mapping, ring.room
         self._writer = writer
         self._find_stored = find_stored
         self._full_timeout_s = full_timeout_s
@@ -95,28 +105,29 @@ class Acceptor:
         """Orders that wait for room in the ring."""
         return self._writer.parked
 
-    def accept(self, body: bytes) -> Answer | Pending:
+    def accept(self, body: bytes) -> Answer | Queued | Pending:
         """The answer to a posted order, or what `finish` needs to find it; never suspends."""
         begun_ns = time.perf_counter_ns()
         try:
-            pending = self._read(body, begun_ns)
-        except Malformed as error:
-            self.tally.count("malformed")
-            return problem(400, str(error))
-        except Invalid as error:
-            self.tally.count("invalid")
-            return invalid(error.errors)
-        size = len(pending.payload) + len(pending.header)
-        if size > self._ring.room:
-            return self._too_large(size)
-        if pending.own_id:
-            return pending
+            order_id, order = decode_order(body)
+        except (Malformed, Invalid) as error:
+            return self._not_an_order(error)
+        payload = encode_order(order)
+        digest = body_hash(payload)
+        header = encode_header(RecordHeader(digest))
+        if len(payload) + len(header) > self._room:
+            return self._too_large(len(payload) + len(header))
+        if order_id is not None:
+            return Pending(order_id, payload, header, digest, True, begun_ns)
+        key = self._new_id()
         try:
-            sequence = self._writer.try_put(pending.payload, pending.key, pending.header)
+            sequence = self._writer.try_put(payload, key, header)
         except Closed:
             self.tally.count("draining")
             return draining()
-        return pending if sequence is None else self._accepted(pending, sequence)
+        if sequence is None:
+            return Pending(key, payload, header, digest, False, begun_ns)
+        return self._accepted(key, sequence, begun_ns)
 
     async def finish(self, pending: Pending) -> Answer:
         """The answer to a pending order: it waits for room for the full timeout at most, and at
@@ -141,18 +152,10 @@ class Acceptor:
             self.tally.count("database")
             return refused.answer
 
-    def _read(self, body: bytes, begun_ns: int) -> Pending:
-        order_id, order = decode_order(body)
-        payload = encode_order(order)
-        digest = body_hash(payload)
-        header = encode_header(RecordHeader(digest))
-        key = self._new_id() if order_id is None else order_id
-        return Pending(key, payload, header, digest, order_id is not None, begun_ns)
-
     async def _put(self, pending: Pending) -> Answer:
         async with asyncio.timeout(self._full_timeout_s):
             sequence = await self._writer.put_async(pending.payload, pending.key, pending.header)
-        return self._accepted(pending, sequence)
+        return self._accepted(pending.key, sequence, pending.begun_ns).answer()
 
     async def _put_once(self, pending: Pending) -> Answer:
         # An item only moves forwards (ring, hand, database), so looking in that order finds it.
@@ -160,21 +163,29 @@ class Acceptor:
         earlier = await self._find_stored(pending.key) if found is None else in_flight(found)
         if earlier is None:
             return await self._put(pending)
+        order_id = format_uuid(pending.key)
         if earlier.digest != pending.digest:
-            order_id = format_uuid(pending.key)
             self.tally.count("conflict")
             return problem(422, f"order_id {order_id} was posted before with another body")
-        return _queued(pending.key, earlier.status, earlier.position, replayed=True)
+        return order_answer(order_id, earlier.status, earlier.position, REPLAYED)
 
-    def _accepted(self, pending: Pending, sequence: int) -> Answer:
-        self.tally.accepted(pending.begun_ns)
-        return _queued(pending.key, "queued", max(0, sequence - self._ring.head))
+    def _accepted(self, key: bytes, sequence: int, begun_ns: int) -> Queued:
+        self.tally.accepted(begun_ns)
+        position = sequence - self._mapping.head
+        return Queued(format_uuid(key), position if position > 0 else 0)
+
+    def _not_an_order(self, error: Malformed | Invalid) -> Answer:
+        if isinstance(error, Invalid):
+            self.tally.count("invalid")
+            return invalid(error.errors)
+        self.tally.count("malformed")
+        return problem(400, str(error))
 
     def _too_large(self, size: int) -> Answer:
         self.tally.count("too_large")
         return problem(
             413,
-            f"the order takes {size} bytes in the ring, the limit is {self._ring.room}"
+            f"the order takes {size} bytes in the ring, the limit is {self._room}"
             f" (--slot-bytes {self._ring.slot_bytes})",
         )
 
@@ -201,10 +212,3 @@ def in_flight(found: Found) -> Earlier:
 def draining() -> Answer:
     """503 for good, from this process: it is about to end."""
     return unavailable("shutting down, nothing more is taken in", DRAINING_RETRY_AFTER_S, CLOSE)
-
-
-def _queued(key: bytes, status: str, position: int, *, replayed: bool = False) -> Answer:
-    order_id = format_uuid(key)
-    location = (b"location", f"/orders/{order_id}".encode())
-    body = f'{{"order_id":"{order_id}","status":"{status}","position":{position}}}'
-    return Answer(202, (*JSON, location, *(REPLAYED if replayed else ())), body.encode())

@@ -18,6 +18,7 @@ Headers: TypeAlias = "tuple[tuple[bytes, bytes], ...]"
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 PROBLEM: Headers = ((b"content-type", b"application/problem+json"),)
+LOCATION = (b"location", b"/orders/")  # and the id
 CLOSE: Headers = ((b"connection", b"close"),)
 
 _encode = msgspec.json.Encoder().encode
@@ -38,6 +39,24 @@ class Answer(Struct, frozen=True):
     def closes(self) -> bool:
         """Whether the connection ends with it."""
         return CLOSE[0] in self.headers
+
+
+class Queued(Struct, frozen=True):
+    """202 for an order that lies in the ring now, `position` orders before it."""
+
+    order_id: str
+    position: int
+
+    status = 202
+    closes = False
+
+    @property
+    def body(self) -> str:
+        return order_body(self.order_id, "queued", self.position)
+
+    def answer(self) -> Answer:
+        """The same, of the parts that every answer has."""
+        return order_answer(self.order_id, "queued", self.position)
 
 
 class Refused(Exception):
@@ -61,6 +80,17 @@ class Problem(Struct, omit_defaults=True):
 def json_answer(status: int, content: Any, headers: Headers = ()) -> Answer:
     """An answer with a JSON body."""
     return Answer(status, JSON + headers, _encode(content))
+
+
+def order_body(order_id: str, status: str, position: int) -> str:
+    """The body of a 202."""
+    return f'{{"order_id":"{order_id}","status":"{status}","position":{position}}}'
+
+
+def order_answer(order_id: str, status: str, position: int, headers: Headers = ()) -> Answer:
+    """202 for an order that was taken in, now or before."""
+    location = (LOCATION[0], LOCATION[1] + order_id.encode())
+    return Answer(202, (*JSON, location, *headers), order_body(order_id, status, position).encode())
 
 
 def problem(

@@ -33,6 +33,7 @@ from ingest.accept import Acceptor
 from ingest.app import make_acceptor, make_app
 from ingest.database import Database
 from ingest.lane import LaneProtocol
+from ingest.memo import Memo
 from ingest.protocol import FrontProtocol
 from processors.child import RETIRE, Child, enter
 from processors.settings import Settings
@@ -73,6 +74,7 @@ class FrontServer(uvicorn.Server):
         self._acceptor = acceptor
         self._listener = listener
         self._http = settings.http
+        self._memo = Memo()
         self._drain_timeout_s = settings.graceful_timeout_s
         self._end = asyncio.Event()
         self._draining = False
@@ -160,6 +162,7 @@ class FrontServer(uvicorn.Server):
             app_state={},
             acceptor=self._acceptor,
             body_bytes_max=self._http.max_body_bytes,
+            memo=self._memo,
         )
 
     def _refresh_date(self) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from struct import Struct
 
-RANDOM_BITS = 74  # rand_a and rand_b of RFC 9562 taken together
+# RFC 9562: 48 bits of milliseconds, version, 12 of rand_a; then variant, 62 of rand_b.
+VERSION = 7 << 12
+VARIANT = 2 << 62
+RAND_B_MAX = (1 << 62) - 1
+POOL_BYTES = 4096  # asking the kernel for a few bytes costs as much as for many
+
+_pack = Struct(">QQ").pack
 
 
 class OrderIds:
     """A source of UUIDv7 keys of 16 bytes.
 
-    Within a millisecond (and while the clock stands behind) the random part grows by a random
-    step, as RFC 9562 6.2 method 2 has it; when it overflows, the millisecond moves on by one.
+    Within a millisecond (and while the clock stands behind) rand_b grows by a random step, as
+    RFC 9562 6.2 method 2 has it; when it overflows, the millisecond moves on by one.
     """
 
     def __init__(
@@ -23,23 +30,32 @@ class OrderIds:
     ) -> None:
         self._clock_ns = clock_ns
         self._entropy = entropy
-        self._last = 0  # milliseconds << RANDOM_BITS | random
+        self._pool: Iterator[int] = iter(())
+        self._ms = -1
+        self._high = self._rand_b = 0
 
     def __call__(self) -> bytes:
         """The next key; never smaller than the one before."""
-        fresh = self._clock_ns() // 1_000_000 << RANDOM_BITS
-        if fresh > self._last:
-            self._last = fresh | self._random(RANDOM_BITS - 1)
-        else:
-            self._last += 1 + self._random(32)
-        return _layout(self._last)
+        ms = self._clock_ns() // 1_000_000
+        if ms <= self._ms:
+            rand_b = self._rand_b + 1 + self._word()
+            if rand_b <= RAND_B_MAX:
+                self._rand_b = rand_b
+                return _pack(self._high, VARIANT | rand_b)
+            ms = self._ms + 1
+        return self._begin(ms)
 
-    def _random(self, bits: int) -> int:
-        return int.from_bytes(self._entropy((bits + 7) // 8), "big") & ((1 << bits) - 1)
+    def _begin(self, ms: int) -> bytes:
+        self._ms = ms
+        self._high = (ms & (1 << 48) - 1) << 16 | VERSION | self._word() & 0xFFF
+        # Of its 62 bits the first is 0, so that there is room to grow.
+        self._rand_b = (self._word() << 32 | self._word()) >> 3
+        return _pack(self._high, VARIANT | self._rand_b)
 
-
-def _layout(value: int) -> bytes:
-    milliseconds = value >> RANDOM_BITS & (1 << 48) - 1
-    rand_a = value >> 62 & 0xFFF
-    rand_b = value & (1 << 62) - 1
-    return (milliseconds << 80 | 7 << 76 | rand_a << 64 | 2 << 62 | rand_b).to_bytes(16, "big")
+    def _word(self) -> int:
+        """32 random bits."""
+        word = next(self._pool, None)
+        if word is None:
+            self._pool = iter(memoryview(self._entropy(POOL_BYTES)).cast("I"))
+            word = next(self._pool)
+        return word

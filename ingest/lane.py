@@ -6,6 +6,7 @@ length, on a connection that stays and owes no earlier answer. Every other reque
 behind any other, goes to the application untouched; the accept function is the same.
 
     head, body in one read    accept -> 202, 4xx, 503 written at once
+    the same head again       the same without the parser
     the body comes later      a cycle stands for the request until it is whole (408 at BODY_S_MAX)
     Pending                   a task of its own waits; the connection holds what comes behind
 """
@@ -18,11 +19,14 @@ from typing import Any
 
 from ingest import exchange
 from ingest.accept import Acceptor, Pending
-from ingest.answers import Answer, server_mistake
+from ingest.answers import Answer, Queued, server_mistake
 from ingest.exchange import JSON_TYPE, too_slow
+from ingest.memo import Memo
 from ingest.protocol import HEAD_BYTES_MAX, HEADERS_MAX, FrontProtocol, HeadTooLarge, head_too_large
 
 PATH = b"/orders"
+HEAD_END = b"\r\n\r\n"
+LINE_END = b"\r\n"
 # Whoever sends one of these wants something of the connection, or of the body's form.
 FOR_THE_APPLICATION = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
 
@@ -53,10 +57,18 @@ class LaneCycle:
 
 
 class LaneProtocol(FrontProtocol):
-    """A connection with the lane. `acceptor` and `body_bytes_max` are those of the application."""
+    """A connection with the lane. `acceptor` and `body_bytes_max` are those of the application,
+    `memo` is that of all connections."""
 
-    def __init__(self, *args: Any, acceptor: Acceptor, body_bytes_max: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, acceptor: Acceptor, body_bytes_max: int, memo: Memo, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._memo = memo
+        self._known = memo.body_bytes
+        self._in_message = False
+        self._between = True  # the parser surely stands where a message begins
+        self._read: bytes = b""  # what it is fed, if that is where a message begins
         self._acceptor = acceptor
         self._body_bytes_max = body_bytes_max
         self._on_lane = False  # the request that is being read
@@ -65,9 +77,23 @@ class LaneProtocol(FrontProtocol):
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
 
-    # ---- the parser's callbacks, hot -------------------------------------------------------------
+    # ---- hot -------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._between:
+            # A whole request that begins like an earlier one: the parser has seen it.
+            body_at = data.find(HEAD_END) + len(HEAD_END)
+            if self._known.get(data[:body_at]) == len(data) - body_at and self._is_free():
+                if self._head_timer is not None:
+                    self._stop_head_timer()
+                if self.timeout_keep_alive_task is not None:
+                    self._unset_keepalive_if_required()
+                self._take(data[body_at:])
+                return
+        super().data_received(data)
 
     def on_message_begin(self) -> None:
+        self._in_message = True
         self.url = b""
         self.headers = []
         self._in_head = True
@@ -103,19 +129,28 @@ class LaneProtocol(FrontProtocol):
             self._body = bytearray(self._body) + body
 
     def on_message_complete(self) -> None:
+        self._in_message = False
         if not self._on_lane:
             super().on_message_complete()
             return
         body, self._body = self._body, b""
         self._on_lane = False
+        self._learn(len(body))
+        self._take(body if type(body) is bytes else bytes(body))
+
+    def _take(self, body: bytes) -> None:
         try:
-            answer = self._acceptor.accept(body if type(body) is bytes else bytes(body))
+            answer = self._acceptor.accept(body)
         except Exception:
             answer = self._mistake()
         if self._body_timer is not None or isinstance(answer, Pending):
-            self._answer_later(answer)
+            self._answer_later(answer.answer() if isinstance(answer, Queued) else answer)
             return
-        self.transport.write(self._plain(answer))
+        if isinstance(answer, Queued):
+            state = self.server_state
+            self.transport.write(self._memo.render_queued(answer, state.default_headers))
+        else:
+            self.transport.write(self._plain(answer))
         if answer.closes:
             self.transport.close()
         self._idle_since = self.loop.time()
@@ -124,13 +159,22 @@ class LaneProtocol(FrontProtocol):
 
     # ---- what takes the lane ---------------------------------------------------------------------
 
-    def _is_plain(self) -> bool:
-        cycle, parser = self.cycle, self.parser
-        if (
+    def _is_free(self) -> bool:
+        """No earlier request is unanswered, and the connection goes on."""
+        cycle = self.cycle
+        return not (
             (cycle is not None and not cycle.response_complete)
+            or self._held
+            or self._lingering
             or self.server_state.retiring  # type: ignore[attr-defined]
             or self.flow.write_paused
             or self.transport.is_closing()
+        )
+
+    def _is_plain(self) -> bool:
+        parser = self.parser
+        if (
+            not self._is_free()
             or parser.get_method() != b"POST"
             or parser.get_http_version() != "1.1"
             or not parser.should_keep_alive()
@@ -148,6 +192,13 @@ class LaneProtocol(FrontProtocol):
             return False
         return kind == b"application/json" or JSON_TYPE.fullmatch(kind.strip()) is not None
 
+    def _learn(self, body_bytes: int) -> None:
+        """The head of a plain request, if that came alone in one read and whole."""
+        data = self._read
+        body_at = data.find(HEAD_END) + len(HEAD_END)
+        if data and len(data) - body_at == body_bytes:
+            self._memo.learn(data[:body_at], body_bytes)
+
     def _make_scope(self) -> None:
         """What uvicorn would have made while the head came in."""
         url, headers = self.url, self.headers
@@ -161,7 +212,11 @@ class LaneProtocol(FrontProtocol):
     # ---- what takes longer -----------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
+        self._read = data if self._between else b""
         super().feed(data)
+        self._read = b""
+        # Line ends may also lie between two messages, everything else is part of one.
+        self._between = not self._in_message and data[-1] not in LINE_END
         if self._on_lane and self._body_timer is None:  # more of the body is still to come
             self.cycle = LaneCycle(more_body=True)  # type: ignore[assignment]
             self._body_timer = self.loop.call_later(exchange.BODY_S_MAX, self._body_too_slow)

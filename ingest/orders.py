@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ingest.accept import Acceptor, Pending
-from ingest.answers import Answer, Refused, json_answer, problem
+from ingest.answers import Answer, Queued, Refused, json_answer, problem
 from ingest.database import Database
 from ingest.exchange import HungUp, Receive, Scope, Send, deliver, header, read_json_body
 from ingest.hangup import unless_hung_up
@@ -29,7 +29,8 @@ class PostOrder:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_json_body(scope, receive, self._body_bytes_max)
-            answer = self._acceptor.accept(body)
+            accepted = self._acceptor.accept(body)
+            answer = accepted.answer() if isinstance(accepted, Queued) else accepted
             if isinstance(answer, Pending):
                 answer = await unless_hung_up(scope, self._acceptor.finish(answer))
         except Refused as refused:

@@ -7,6 +7,7 @@ Length and exponent are bounded before any arithmetic, so `1e999999` costs nothi
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -17,6 +18,7 @@ NUMBER_CHARACTERS_MAX = 64
 EXPONENT_MAX = 80
 
 # The common forms of both spellings in one look; all else takes the slower path.
+PLAIN_BYTES_MAX = len(b'"1234567890.123"')
 PLAIN = re.compile(rb'(")?(0|[1-9][0-9]{0,9})(?:\.([0-9]{1,3}))?(?(1)")')
 TEXT = re.compile(r"(-?)([0-9]{1,10})(?:\.([0-9]{1,3}))?")
 NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
@@ -37,13 +39,10 @@ class QuantityError(ValueError):
 
 def parse_quantity(raw: bytes | msgspec.Raw) -> int:
     """Thousandths of a raw JSON value, 1 to QUANTITY_MAX; raises QuantityError."""
-    match = PLAIN.fullmatch(raw)
-    if match is None:
-        return above_zero(_read_raw(bytes(raw), ASK_QUANTITY))
-    whole, decimals = match.group(2, 3)
-    if decimals is None:
-        return above_zero(int(whole) * 1000)
-    return above_zero(int(whole) * 1000 + int(decimals) * SCALE[len(decimals)])
+    value = bytes(raw)
+    if len(value) <= PLAIN_BYTES_MAX:
+        return _parse_short(value)
+    return above_zero(_read_raw(value, ASK_QUANTITY))
 
 
 def parse_delta(raw: bytes | msgspec.Raw) -> int:
@@ -105,6 +104,18 @@ def format_quantity(thousandths: int) -> str:
     whole, rest = divmod(abs(thousandths), 1000)
     sign = "-" if thousandths < 0 else ""
     return f"{sign}{whole}.{rest:03d}".rstrip("0").rstrip(".") if rest else f"{sign}{whole}"
+
+
+# The same few quantities come again and again, and looking one up is much faster than reading it.
+@lru_cache(maxsize=4096)
+def _parse_short(raw: bytes) -> int:
+    match = PLAIN.fullmatch(raw)
+    if match is None:
+        return above_zero(_read_raw(raw, ASK_QUANTITY))
+    whole, decimals = match.group(2, 3)
+    if decimals is None:
+        return above_zero(int(whole) * 1000)
+    return above_zero(int(whole) * 1000 + int(decimals) * SCALE[len(decimals)])
 
 
 def _read_raw(raw: bytes, ask: str) -> int:

@@ -16,8 +16,9 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import exchange, protocol
+from ingest import exchange, memo, protocol
 from ingest.lane import LaneProtocol
+from ingest.memo import Memo
 from processors.schema import parse_uuid
 from tests.ingest.twins import BODY_BYTES_MAX, Front, Wire, front
 
@@ -72,6 +73,7 @@ def post(
     return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
+STRAYS = st.sampled_from([b""] * 8 + [b"\r\n", b"\r", b"\n", b"\r\n\r\n", b"P"])
 requests = st.builds(
     post,
     st.sampled_from(BODIES),
@@ -88,8 +90,12 @@ requests = st.builds(
 
 @st.composite
 def conversations(draw: Callable[[Any], Any]) -> list[bytes]:
-    """Requests one behind the other, as the reads in which they come."""
-    sent = b"".join(draw(st.lists(requests, min_size=1, max_size=5))) + LAST
+    """Requests one behind the other, as the reads in which they come: one for each, which the lane
+    may know again, or cut anywhere."""
+    asked = draw(st.lists(st.tuples(requests, STRAYS).map(b"".join), min_size=1, max_size=5))
+    if draw(st.booleans()):
+        return [*(request for request in asked for _ in range(draw(st.integers(1, 3)))), LAST]
+    sent = b"".join(asked) + LAST
     cuts = draw(st.lists(st.integers(1, len(sent) - 1), max_size=8))
     places = sorted({0, len(sent), *cuts})
     return [sent[a:b] for a, b in itertools.pairwise(places)]
@@ -167,6 +173,59 @@ def test_a_plain_order_takes_the_lane_and_no_task(tmp_path: Path) -> None:
             await close(twin, wire)
 
     in_a_loop(one)
+
+
+def test_a_head_that_was_parsed_once_is_not_parsed_again(tmp_path: Path) -> None:
+    async def one() -> None:
+        with front(tmp_path, "on") as twin:
+            first, wire = twin.connect(), twin.connect()
+            first.protocol.data_received(post(GOOD))
+            wire.protocol.parser = None  # type: ignore[assignment]
+            for number in range(3):
+                wire.protocol.data_received(post(GOOD.replace(b"1.5", b"2.%d" % number)))
+            assert statuses(wire.written) == [202, 202, 202]
+            assert len({payload for _, payload in twin.accepted()}) == 4
+            first.hang_up()
+            await close(twin, wire)
+
+    in_a_loop(one)
+
+
+DISGUISED = b"POST nonsense\r\n" + TYPES[0] + b"Content-Length: 69\r\n\r\n" + GOOD
+TAIL = b"POST "
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        [b"POST /orders HTTP/1.1\r\nX: ", DISGUISED, DISGUISED],
+        [post(TAIL)[: -len(TAIL)], TAIL + post(GOOD), TAIL + post(GOOD)],
+        [b"\r\n" + post(GOOD), b"\r\n" + post(GOOD), post(GOOD)],
+        [post(GOOD) + b"\r", post(GOOD), b"\n" + post(GOOD), post(GOOD)],
+        [post(GOOD), post(GOOD) + post(GOOD)[:60], post(GOOD)[60:], post(GOOD)],
+        [post(GOOD), post(GOOD) + post(GOOD), post(GOOD)],
+        [post(b""), post(b""), post(b"")],
+        [post(GOOD), LAST.replace(b"close", b"keep-alive"), post(GOOD), post(GOOD)],
+        [post(GOOD + b"\n"), post(GOOD + b"\n"), post(GOOD)],
+    ],
+)
+@pytest.mark.parametrize("turns", [0, 30])
+def test_only_what_begins_a_message_is_known_again(
+    tmp_path: Path, reads: list[bytes], turns: int
+) -> None:
+    assert len(GOOD) == 69
+    lane, application = both(tmp_path, [*reads, LAST], turns)
+    assert lane == application
+
+
+def test_no_more_heads_are_remembered_than_the_limit() -> None:
+    known = Memo()
+    for number in range(3 * memo.HEADS_MAX):
+        known.learn(b"%d" % number, number)
+        assert len(known.body_bytes) <= memo.HEADS_MAX
+        assert known.body_bytes[b"%d" % number] == number
+    known.learn(b"x" * (memo.HEAD_BYTES_MAX + 1), 1)
+    assert max(map(len, known.body_bytes)) <= memo.HEAD_BYTES_MAX
 
 
 def test_off_is_the_application_alone(tmp_path: Path) -> None:
@@ -275,7 +334,7 @@ def test_a_mistake_of_ours_is_500_and_logged(
 ) -> None:
     async def one() -> bytes:
         with front(tmp_path, "on") as twin:
-            monkeypatch.setattr(twin.acceptor, "_read", broken)
+            monkeypatch.setattr(twin.acceptor, "_new_id", broken)
             return await twin.converse([post(GOOD), LAST])
 
     with caplog.at_level(logging.ERROR):

@@ -35,7 +35,7 @@ class Wire(asyncio.Transport):
         self.written = bytearray()
         self.ours, theirs = socket.socketpair()
         theirs.close()
-        self.paused = self.closing = self.lost = False
+        self.paused = self.closing = self.lost = self.ended = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self.ours if name == "socket" else default
@@ -44,7 +44,7 @@ class Wire(asyncio.Transport):
         self.written += data
 
     def write_eof(self) -> None:
-        """Nothing is read back here."""
+        self.ended = True
 
     def is_closing(self) -> bool:
         return self.closing
@@ -97,7 +97,8 @@ class Front:
             if wire.closing:
                 break
             wire.protocol.data_received(data)
-        await self.until(lambda: wire.lost)
+        await self.until(lambda: wire.lost or wire.ended)
+        wire.hang_up()  # as whoever reads the end would
         return bytes(wire.written)
 
     @staticmethod

@@ -1,0 +1,52 @@
+"""What all connections of a front know together: heads that were parsed, and how answers begin.
+
+Clients send one head again and again, and a head that was parsed once need not be parsed again:
+equal bytes from the beginning of a message mean an equal request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from ingest.answers import JSON, LOCATION, Queued
+
+# Together at most 1 MiB. Clients whose heads differ from request to request push the others out.
+HEADS_MAX = 1024
+HEAD_BYTES_MAX = 1024
+
+Header = tuple[bytes, bytes]
+
+
+class Memo:
+    """One for each front; its connections are served by one thread.
+
+    `body_bytes`: of a head with its empty line, how many bytes of body it announces. Only heads of
+    plain requests are in it; see `lane.LaneProtocol`.
+    """
+
+    def __init__(self) -> None:
+        self.body_bytes: dict[bytes, int] = {}
+        self._default_headers: Sequence[Header] | None = None
+        self._queued_head = ""
+
+    def learn(self, head: bytes, body_bytes: int) -> None:
+        """That head is a plain request's."""
+        if len(head) > HEAD_BYTES_MAX:
+            return
+        if len(self.body_bytes) >= HEADS_MAX:
+            self.body_bytes.clear()
+        self.body_bytes[head] = body_bytes
+
+    def render_queued(self, queued: Queued, default_headers: Sequence[Header]) -> bytes:
+        """The whole answer, as `FrontProtocol._plain` makes it of `queued.answer()`."""
+        if default_headers is not self._default_headers:
+            self._default_headers = default_headers  # a new list when the date changes
+            lines = [name + b": " + value + b"\r\n" for name, value in (*default_headers, *JSON)]
+            head = STATUS_LINE[queued.status] + b"".join(lines) + LOCATION[0] + b": " + LOCATION[1]
+            self._queued_head = head.decode("latin-1")
+        body = queued.body
+        return (
+            f"{self._queued_head}{queued.order_id}\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+        ).encode("latin-1")
