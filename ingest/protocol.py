@@ -54,6 +54,7 @@ class FrontProtocol(HttpToolsProtocol):
         self._held = bytearray()
         self._hangup: Callable[[], object] | None = None
         self._refusal: Answer | None = None
+        self._owed_refusal: Answer | None = None  # for what came behind unanswered requests
         self._last: Any = None  # the cycle that closes because this front retires
 
     def on_hangup(self, callback: Callable[[], object] | None) -> None:
@@ -96,7 +97,7 @@ class FrontProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._lingering:
+        if self._lingering or self._owed_refusal is not None:
             self._drop(len(data))
             return
         if self._in_head:
@@ -165,6 +166,7 @@ class FrontProtocol(HttpToolsProtocol):
         self._in_body = True
         self._stop_head_timer()
         if len(self.pipeline) >= PIPELINE_MAX:
+            self._refusal = pipeline_too_long()
             raise PipelineTooLong
         super().on_headers_complete()
         if self.pipeline:
@@ -187,6 +189,9 @@ class FrontProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._owed_refusal is not None and self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self._refuse(self._owed_refusal)
         if self._held and self.cycle.response_complete:
             self._unset_keepalive_if_required()
             self.loop.call_soon(self._feed_held)
@@ -234,21 +239,19 @@ class FrontProtocol(HttpToolsProtocol):
         """Answer outside of any request, and close.
 
         While an earlier request on this connection is unanswered, this answer would pass for its
-        own; then the connection closes after the earlier ones, or at once when one of them can no
-        longer be read whole.
+        own; then it comes after the earlier ones. When one of them can no longer be read whole, the
+        connection closes at once.
         """
-        unanswered = [cycle for cycle, _ in self.pipeline]
-        if self.cycle is not None and not self.cycle.response_complete:
-            unanswered.append(self.cycle)
-        if not unanswered:
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:  # it is the newest
             self.transport.write(self._plain(answer))
             self._linger()
-            return
-        newest = unanswered[0]
-        newest.keep_alive = False
-        self.flow.pause_reading()
-        if newest.more_body:
+        elif self.cycle.more_body:
             self.transport.close()
+        else:
+            self._owed_refusal = answer
+            self.flow.pause_reading()
 
     def _linger(self) -> None:
         """Read and drop for a while, so that a client still sending sees the answer."""
@@ -279,6 +282,13 @@ def unread_bytes(transport: asyncio.Transport) -> int:
     count = bytes(struct.calcsize("i"))
     count = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
     return int(struct.unpack("i", count)[0])
+
+
+def pipeline_too_long() -> Answer:
+    """400, behind the answers to what came before."""
+    return problem(
+        400, f"more than {PIPELINE_MAX} requests were sent ahead of their answers", CLOSE
+    )
 
 
 def head_too_large() -> Answer:

@@ -204,6 +204,8 @@ async def test_too_long_a_pipeline_is_cut_after_what_was_taken(service: Service)
     await raw.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
     statuses = [(await raw.answer())[0] for _ in range(protocol.PIPELINE_MAX + 1)]
     assert set(statuses) == {200}
+    status, _, body = await raw.answer()
+    assert (status, str(protocol.PIPELINE_MAX) in json.loads(body)["detail"]) == (400, True)
     assert await raw.closed()
 
 
