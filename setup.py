@@ -1,4 +1,4 @@
-"""Builds the ring's C kernel; everything else about the package stands in pyproject.toml."""
+"""Builds the C parts: the ring's kernel and the lane's answer. All else is in pyproject.toml."""
 
 import os
 import sys
@@ -23,17 +23,23 @@ if SANITIZE:
     compile_args += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"]
     link_args += [f"-fsanitize={SANITIZE}"]
 
+
+def extension(name: str, source: str, *headers: str) -> Extension:
+    return Extension(
+        name,
+        sources=[source],
+        depends=list(headers),
+        define_macros=[("Py_LIMITED_API", "0x030B0000")] if ABI3 else [],
+        py_limited_api=ABI3,
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+    )
+
+
 setup(
     ext_modules=[
-        Extension(
-            "ringbuf._kernel",
-            sources=["ringbuf/_kernel.c"],
-            depends=["ringbuf/kernel.h"],
-            define_macros=[("Py_LIMITED_API", "0x030B0000")] if ABI3 else [],
-            py_limited_api=ABI3,
-            extra_compile_args=compile_args,
-            extra_link_args=link_args,
-        )
+        extension("ringbuf._kernel", "ringbuf/_kernel.c", "ringbuf/kernel.h"),
+        extension("ingest._lane", "ingest/_lane.c"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

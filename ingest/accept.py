@@ -113,20 +113,18 @@ class Acceptor:
         except (Malformed, Invalid) as error:
             return self._not_an_order(error)
         payload = encode_order(order)
-        digest = body_hash(payload)
-        header = encode_header(RecordHeader(digest))
-        if len(payload) + len(header) > self._room:
-            return self._too_large(len(payload) + len(header))
         if order_id is not None:
-            return Pending(order_id, payload, header, digest, True, begun_ns)
+            return self._to_compare(order_id, payload, begun_ns)
+        if len(payload) > self._room:
+            return self._too_large(len(payload))
         key = self._new_id()
         try:
-            sequence = self._writer.try_put(payload, key, header)
+            sequence = self._writer.try_put(payload, key)
         except Closed:
             self.tally.count("draining")
             return draining()
         if sequence is None:
-            return Pending(key, payload, header, digest, False, begun_ns)
+            return Pending(key, payload, b"", b"", False, begun_ns)
         return self._accepted(key, sequence, begun_ns)
 
     async def finish(self, pending: Pending) -> Answer:
@@ -152,6 +150,15 @@ class Acceptor:
             self.tally.count("database")
             return refused.answer
 
+    def _to_compare(self, key: bytes, payload: bytes, begun_ns: int) -> Answer | Pending:
+        """An order that may have come before. Only these carry the hash of their body: nobody posts
+        the id of another again, and if he did, the hash could be made of the payload."""
+        digest = body_hash(payload)
+        header = encode_header(RecordHeader(digest))
+        if len(payload) + len(header) > self._room:
+            return self._too_large(len(payload) + len(header))
+        return Pending(key, payload, header, digest, True, begun_ns)
+
     async def _put(self, pending: Pending) -> Answer:
         async with asyncio.timeout(self._full_timeout_s):
             sequence = await self._writer.put_async(pending.payload, pending.key, pending.header)
@@ -163,16 +170,16 @@ class Acceptor:
         earlier = await self._find_stored(pending.key) if found is None else in_flight(found)
         if earlier is None:
             return await self._put(pending)
-        order_id = format_uuid(pending.key)
         if earlier.digest != pending.digest:
+            order_id = format_uuid(pending.key)
             self.tally.count("conflict")
             return problem(422, f"order_id {order_id} was posted before with another body")
-        return order_answer(order_id, earlier.status, earlier.position, REPLAYED)
+        return order_answer(pending.key, earlier.status, earlier.position, REPLAYED)
 
     def _accepted(self, key: bytes, sequence: int, begun_ns: int) -> Queued:
         self.tally.accepted(begun_ns)
         position = sequence - self._mapping.head
-        return Queued(format_uuid(key), position if position > 0 else 0)
+        return Queued(key, position if position > 0 else 0)
 
     def _not_an_order(self, error: Malformed | Invalid) -> Answer:
         if isinstance(error, Invalid):
@@ -200,8 +207,9 @@ class Acceptor:
 
 def in_flight(found: Found) -> Earlier:
     """What a slot or a hand says of an order."""
+    header, payload = found.item.header, found.item.payload
     try:
-        digest = load_header(found.item.header).body_hash
+        digest = load_header(header).body_hash if header else body_hash(payload)
     except msgspec.DecodeError:
         digest = b""
     if found.place == "ring":

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from processors.refusal import FieldError
+from processors.schema import format_uuid
 
 Headers: TypeAlias = "tuple[tuple[bytes, bytes], ...]"
 
@@ -44,19 +45,12 @@ class Answer(Struct, frozen=True):
 class Queued(Struct, frozen=True):
     """202 for an order that lies in the ring now, `position` orders before it."""
 
-    order_id: str
+    key: bytes
     position: int
-
-    status = 202
-    closes = False
-
-    @property
-    def body(self) -> str:
-        return order_body(self.order_id, "queued", self.position)
 
     def answer(self) -> Answer:
         """The same, of the parts that every answer has."""
-        return order_answer(self.order_id, "queued", self.position)
+        return order_answer(self.key, "queued", self.position)
 
 
 class Refused(Exception):
@@ -82,15 +76,12 @@ def json_answer(status: int, content: Any, headers: Headers = ()) -> Answer:
     return Answer(status, JSON + headers, _encode(content))
 
 
-def order_body(order_id: str, status: str, position: int) -> str:
-    """The body of a 202."""
-    return f'{{"order_id":"{order_id}","status":"{status}","position":{position}}}'
-
-
-def order_answer(order_id: str, status: str, position: int, headers: Headers = ()) -> Answer:
+def order_answer(key: bytes, status: str, position: int, headers: Headers = ()) -> Answer:
     """202 for an order that was taken in, now or before."""
+    order_id = format_uuid(key)
     location = (LOCATION[0], LOCATION[1] + order_id.encode())
-    return Answer(202, (*JSON, location, *headers), order_body(order_id, status, position).encode())
+    body = f'{{"order_id":"{order_id}","status":"{status}","position":{position}}}'
+    return Answer(202, (*JSON, location, *headers), body.encode())
 
 
 def problem(

@@ -18,6 +18,7 @@ import logging
 from typing import Any
 
 from ingest import exchange
+from ingest._lane import render_queued
 from ingest.accept import Acceptor, Pending
 from ingest.answers import Answer, Queued, server_mistake
 from ingest.exchange import JSON_TYPE, too_slow
@@ -139,23 +140,27 @@ class LaneProtocol(FrontProtocol):
         self._take(body if type(body) is bytes else bytes(body))
 
     def _take(self, body: bytes) -> None:
+        answer: Answer | Queued | Pending
         try:
             answer = self._acceptor.accept(body)
         except Exception:
             answer = self._mistake()
         if self._body_timer is not None or isinstance(answer, Pending):
-            self._answer_later(answer.answer() if isinstance(answer, Queued) else answer)
+            self._answer_later(answer)
             return
         if isinstance(answer, Queued):
-            state = self.server_state
-            self.transport.write(self._memo.render_queued(answer, state.default_headers))
+            head = self._memo.queued_head(self.server_state.default_headers)
+            self.transport.write(render_queued(head, answer.key, answer.position))
         else:
-            self.transport.write(self._plain(answer))
-        if answer.closes:
-            self.transport.close()
+            self._write(answer)
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._watch_idleness(self.timeout_keep_alive)
+
+    def _write(self, answer: Answer) -> None:
+        self.transport.write(self._plain(answer))
+        if answer.closes:
+            self.transport.close()
 
     # ---- what takes the lane ---------------------------------------------------------------------
 
@@ -221,7 +226,7 @@ class LaneProtocol(FrontProtocol):
             self.cycle = LaneCycle(more_body=True)  # type: ignore[assignment]
             self._body_timer = self.loop.call_later(exchange.BODY_S_MAX, self._body_too_slow)
 
-    def _answer_later(self, answer: Answer | Pending) -> None:
+    def _answer_later(self, answer: Answer | Queued | Pending) -> None:
         """By the cycle that stands for the request: it began before this read, or has to wait."""
         cycle: Any = self.cycle
         if self._body_timer is None:
@@ -236,7 +241,7 @@ class LaneProtocol(FrontProtocol):
             task.add_done_callback(self.tasks.discard)
             self.on_hangup(task.cancel)
         else:
-            self._complete(cycle, answer)
+            self._complete(cycle, answer.answer() if isinstance(answer, Queued) else answer)
 
     async def _finish(self, pending: Pending, cycle: LaneCycle) -> None:
         try:

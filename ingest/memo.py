@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from ingest.answers import JSON, LOCATION, Queued
+from ingest.answers import JSON, LOCATION
 
 # Together at most 1 MiB. Clients whose heads differ from request to request push the others out.
 HEADS_MAX = 1024
@@ -29,7 +29,7 @@ class Memo:
     def __init__(self) -> None:
         self.body_bytes: dict[bytes, int] = {}
         self._default_headers: Sequence[Header] | None = None
-        self._queued_head = ""
+        self._queued_head = b""
 
     def learn(self, head: bytes, body_bytes: int) -> None:
         """That head is a plain request's."""
@@ -39,14 +39,10 @@ class Memo:
             self.body_bytes.clear()
         self.body_bytes[head] = body_bytes
 
-    def render_queued(self, queued: Queued, default_headers: Sequence[Header]) -> bytes:
-        """The whole answer, as `FrontProtocol._plain` makes it of `queued.answer()`."""
+    def queued_head(self, default_headers: Sequence[Header]) -> bytes:
+        """What an accepted order's answer begins with, up to its id."""
         if default_headers is not self._default_headers:
             self._default_headers = default_headers  # a new list when the date changes
             lines = [name + b": " + value + b"\r\n" for name, value in (*default_headers, *JSON)]
-            head = STATUS_LINE[queued.status] + b"".join(lines) + LOCATION[0] + b": " + LOCATION[1]
-            self._queued_head = head.decode("latin-1")
-        body = queued.body
-        return (
-            f"{self._queued_head}{queued.order_id}\r\ncontent-length: {len(body)}\r\n\r\n{body}"
-        ).encode("latin-1")
+            self._queued_head = b"".join((STATUS_LINE[202], *lines, b": ".join(LOCATION)))
+        return self._queued_head

@@ -17,10 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import exchange, memo, protocol
+from ingest._lane import render_queued
+from ingest.answers import Queued
 from ingest.lane import LaneProtocol
 from ingest.memo import Memo
 from processors.schema import parse_uuid
-from tests.ingest.twins import BODY_BYTES_MAX, Front, Wire, front
+from tests.ingest.twins import BODY_BYTES_MAX, DATE, Front, Wire, front
 
 T = TypeVar("T")
 GOOD = b'{"customer":"Funky Foods","lines":[{"sku":"BELLY","quantity":"1.5"}]}'
@@ -216,6 +218,38 @@ def test_only_what_begins_a_message_is_known_again(
     assert len(GOOD) == 69
     lane, application = both(tmp_path, [*reads, LAST], turns)
     assert lane == application
+
+
+@pytest.mark.parametrize("headers", [[], [DATE], [DATE, (b"server", b"caf\xe9")]])
+@pytest.mark.parametrize("position", [0, 9, 10, 99, 65_536, 2**64 - 1])
+def test_the_answer_in_one_go_is_the_answer_in_parts(
+    tmp_path: Path, headers: list[tuple[bytes, bytes]], position: int
+) -> None:
+    async def one() -> None:
+        with front(tmp_path, "on") as twin:
+            wire = twin.connect()
+            twin.server.server_state.default_headers = headers
+            for key in (bytes(16), bytes(range(0xF0, 0x100)), b"0123456789abcdef"):
+                in_one_go = render_queued(Memo().queued_head(headers), key, position)
+                assert in_one_go == wire.protocol._plain(Queued(key, position).answer())
+            await close(twin, wire)
+
+    in_a_loop(one)
+
+
+@pytest.mark.parametrize(
+    "wrong", [(b"", bytes(15), 1), (b"", bytes(16), -1), (b"", bytes(16), 2**64), ("", b"", 1), ()]
+)
+def test_an_answer_is_made_of_bytes_a_key_and_a_position(wrong: tuple[Any, ...]) -> None:
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        render_queued(*wrong)
+
+
+def test_a_new_date_makes_a_new_answer() -> None:
+    known = Memo()
+    first = known.queued_head([DATE])
+    assert b"1970" in first
+    assert b"1971" in known.queued_head([(DATE[0], DATE[1].replace(b"1970", b"1971"))])
 
 
 def test_no_more_heads_are_remembered_than_the_limit() -> None:
