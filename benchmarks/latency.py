@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import stock
-from benchmarks.accept import CONNECTIONS, NGINX, post
-from benchmarks.cores import load_core, on_core
+from benchmarks.accept import CONNECTIONS, COST, NGINX, post
+from benchmarks.cores import load_core, on_core, own_cpu_s
 from benchmarks.measure import (
     Figures,
     Options,
@@ -59,29 +59,30 @@ CURVE = (10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.9, 99.95, 99.99)
 NS_PER_S, NS_PER_US, US_PER_S, MS_PER_S = 1e9, 1e3, 1e6, 1e3
 SHORTEST_NS, LONGEST_NS = 1000, 10**11
 
-Start = Callable[[Path], AbstractContextManager[int]]
+# The port, and the processes that answer there.
+Start = Callable[[Path], AbstractContextManager[tuple[int, list[int]]]]
 
 
 @contextmanager
-def rasher(folder: Path) -> Iterator[int]:
-    """As it comes, with stock; its port."""
+def rasher(folder: Path) -> Iterator[tuple[int, list[int]]]:
+    """As it comes, with stock."""
     stock.make_database(folder)
     with on_server_core(folder) as program:
-        yield program.port
+        yield program.port, program.role("front")
 
 
 @contextmanager
-def plain_nginx(folder: Path) -> Iterator[int]:
-    """Its port."""
+def plain_nginx(folder: Path) -> Iterator[tuple[int, list[int]]]:
+    """One worker process."""
     with nginx(folder) as server:
-        yield server.port
+        yield server.port, server.pids
 
 
 def capacity_per_s(options: Options) -> float:
     """Orders a second that Rasher answers on the server's core, posted as fast as it does."""
     rates = []
     for _ in range(1 if options.quick else CAPACITY_ROUNDS):
-        with scratch("latency", options.folder) as folder, rasher(folder) as port:
+        with scratch("latency", options.folder) as folder, rasher(folder) as (port, _):
             post(port, WARM_UP_S, CONNECTIONS, *BODIES)
             seconds = QUICK_CAPACITY_S if options.quick else CAPACITY_S
             posted = post(port, seconds, CONNECTIONS, *BODIES)
@@ -114,9 +115,11 @@ class Steady:
     def run(self, name: str, start: Start) -> Figures:
         """One round, after a warm-up at the same rate."""
         sending_s = QUICK_SENDING_S if self._options.quick else SENDING_S
-        with scratch("latency", self._options.folder) as folder, start(folder) as port:
+        with scratch("latency", self._options.folder) as folder, start(folder) as (port, fronts):
             send(port, folder, [Phase(self._rate_per_s, WARM_UP_S)], CONNECTIONS)
+            front_s = own_cpu_s(fronts)
             sent = send(port, folder, [Phase(self._rate_per_s, sending_s)], CONNECTIONS)
+            front_s = own_cpu_s(fronts) - front_s
         histogram = histogram_of(sent)
         if name in self.totals:
             self.totals[name].add(histogram)
@@ -126,6 +129,7 @@ class Steady:
             f"{label}_us": histogram.get_value_at_percentile(percent) / NS_PER_US
             for label, percent in PERCENTILES.items()
         }
+        figures[COST] = front_s / len(sent.status) * US_PER_S
         figures["max_us"] = histogram.get_max_value() / NS_PER_US
         return figures | {"sent_late_p99_us": float(np.percentile(sent.late_s, 99)) * US_PER_S}
 
@@ -159,7 +163,7 @@ class Burst:
 
     def run(self) -> Figures:
         """One round."""
-        with scratch("latency", self._options.folder) as folder, rasher(folder) as port:
+        with scratch("latency", self._options.folder) as folder, rasher(folder) as (port, _):
             send(port, folder, self._phases[:1], BURST_CONNECTIONS)
             sent = send(port, folder, self._phases, BURST_CONNECTIONS)
         self.rounds.append(sent)
@@ -235,6 +239,7 @@ def run_tables(bench: Bench, capacity: float) -> None:
         bench.run(STEADY, sides)
         bench.compare(STEADY, "p50_us", RASHER, NGINX, at_most=3)
         bench.compare(STEADY, "p99_us", RASHER, NGINX, at_most=10)
+        bench.compare(STEADY, COST, NGINX, RASHER)
         steady.keep(bench)
     if bench.wants(BURST):
         burst = Burst(bench.options, capacity * BURST_SHARE)
