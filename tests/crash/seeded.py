@@ -136,8 +136,8 @@ BUGS = (
             ),
             Edit(
                 "ingest/accept.py",
-                "pending.header)\n        return self._accepted(pending, sequence)\n",
-                "pending.header))\n        return self._accepted(pending, self._ring.tail)\n",
+                "pending.header)\n        return self._accepted(pending.key, sequence, ",
+                "pending.header))\n        return self._accepted(pending.key, self._ring.tail, ",
             ),
         ),
         ("tests/ingest/test_waiting.py",),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.ringbuf.nursery import ROOT
+from tests.ringbuf.steps import LANE
 
 KERNEL = ROOT / "ringbuf" / "kernel.h"
 # One process each, but for the last; loops, interpreters and compilers are tested elsewhere.
@@ -35,8 +36,9 @@ class Copy:
         self.folder = folder
         for name in ("ringbuf", "tests/ringbuf"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so"))
-        for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, folder)
+        (folder / LANE).parent.mkdir()
+        for name in (LANE, "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, folder / name)
         if old:
             kernel = folder / "ringbuf" / "kernel.h"
             kernel.write_text(changed(kernel.read_text(), old, new))
