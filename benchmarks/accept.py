@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from benchmarks.cores import load_core, on_core, own_cpu_s, pin, server_core
+from benchmarks.cores import load_core, on_core, own_cpu_s, server_core
 from benchmarks.end_to_end import Posted
 from benchmarks.measure import (
     Figures,
@@ -45,7 +45,7 @@ from benchmarks.stock import NotDone
 POSTING_S, QUICK_POSTING_S = 5, 1
 WARM_UP_S = 1
 CONNECTIONS = 64
-# Room for whatever comes while the worker waits for its turn on the sender's core.
+# Room for whatever comes while the worker waits for its turn on the core.
 ROOMY = ("--capacity", "65536", "--slot-bytes", "512")
 CAPACITIES = (1, 16, 100, 1_000, 65_536)
 ROOMY_LONG = ("--capacity", "16384", "--slot-bytes", "8192")
@@ -82,12 +82,10 @@ Start = Callable[[Path], AbstractContextManager[Target]]
 def rasher(
     folder: Path, *flags: str, fronts: int = 1, workers: int = 1, pinned: bool = True
 ) -> Iterator[Target]:
-    """The whole program with the null processor. Pinned: workers on the sender's core."""
+    """The whole program with the null processor. Pinned: all of it on the server's core."""
     words = ("--processor", "benchmarks.stand_ins:null", *flags)
     core = server_core() if pinned else None
     with running(folder, *words, fronts=fronts, workers=workers, core=core) as program:
-        for worker in program.role("worker") if pinned else []:
-            pin(worker, load_core())
         yield Target(
             program.port, program.role("front"), [program.server.pid],
             program.accepted, program.waited,
@@ -98,7 +96,7 @@ def rasher(
 def starlette(folder: Path, kind: str) -> Iterator[Target]:
     """One of benchmarks/queues.py."""
     port = free_port()
-    command = python("benchmarks.queues", kind, str(port), str(load_core()))
+    command = python("benchmarks.queues", kind, str(port))
     server = Server(on_core(server_core(), command), folder / "queue.log")
     try:
         server.wait_for(lambda: listens(port))

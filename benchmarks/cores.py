@@ -29,13 +29,6 @@ def on_core(core: int, command: Sequence[str]) -> list[str]:
     return ["taskset", "-c", str(core), *command]
 
 
-def pin(pid: int, core: int) -> None:
-    """Every thread of a process that runs already."""
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(ProcessLookupError):
-            os.sched_setaffinity(int(thread.name), {core})
-
-
 def own_cpu_s(pids: Sequence[int]) -> float:
     """Seconds of CPU, user and system, of these processes alone; what they started is not in it."""
     ticks = 0

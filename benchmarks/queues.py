@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import multiprocessing
-import os
 import queue
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -81,11 +80,11 @@ class InProcess:
 class OtherProcess:
     """multiprocessing.Queue and a process that takes from it."""
 
-    def __init__(self, core: int) -> None:
+    def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._queue: Any = context.Queue(CAPACITY)
         self._taken: Any = context.Value(ctypes.c_int64, lock=False)
-        arguments = (self._queue, self._taken, core)
+        arguments = (self._queue, self._taken)
         self._process = context.Process(target=take_all, args=arguments, daemon=True)
 
     @property
@@ -112,9 +111,8 @@ class OtherProcess:
         self._queue.cancel_join_thread()
 
 
-def take_all(source: Any, taken: Any, core: int) -> None:
+def take_all(source: Any, taken: Any) -> None:
     """The other process."""
-    os.sched_setaffinity(0, {core})
     while True:
         source.get()
         taken.value += 1
@@ -135,8 +133,8 @@ def make_app(line: InProcess | OtherProcess) -> Starlette:
 
 def main(argv: Sequence[str]) -> int:
     """See the head of this module."""
-    kind, port, core = argv
-    serve(make_app(InProcess() if kind == "asyncio" else OtherProcess(int(core))), port)
+    kind, port = argv
+    serve(make_app(InProcess() if kind == "asyncio" else OtherProcess()), port)
     return 0
 
 
