@@ -43,13 +43,15 @@ class Side(Struct, frozen=True):
 
 
 class Round(Struct, frozen=True):
-    """One side's run. `number`: of the round, from 0; `place`: its place in it, from 0."""
+    """One side's run. `number`: of the round, from 0; `place`: its place in it, from 0; `failure`:
+    why it has no figures."""
 
     table: str
     number: int
     place: int
     side: str
     figures: Figures
+    failure: str = ""
 
 
 class Spread(Struct, frozen=True):
@@ -59,6 +61,10 @@ class Spread(Struct, frozen=True):
     low: float
     high: float
     count: int
+
+
+class SideFailed(Exception):
+    """A side did not do its work, or not as it should."""
 
 
 class Options(Struct, frozen=True):
@@ -103,12 +109,19 @@ def parse_options(
 
 
 def interleave(table: str, sides: Sequence[Side], count: int) -> Iterator[Round]:
-    """Runs every side that is installed once per round, rotating who comes first."""
+    """Runs every side that is installed once per round, rotating who comes first.
+
+    A side that raises SideFailed does not run again.
+    """
     present = [side for side in sides if not side.install]
     for number in range(count):
         turn = number % max(1, len(present))
         for place, side in enumerate(present[turn:] + present[:turn]):
-            yield Round(table, number, place, side.name, side.run())
+            try:
+                yield Round(table, number, place, side.name, side.run())
+            except SideFailed as error:
+                present.remove(side)
+                yield Round(table, number, place, side.name, {}, failure=str(error))
 
 
 def values(rounds: Iterable[Round], table: str, figure: str, side: str) -> dict[int, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from operator import itemgetter
 
+from benchmarks.measure import SideFailed
+
 BATCH = 64
 POOL_BATCHES = 16
 POOL = POOL_BATCHES * BATCH
@@ -11,7 +13,7 @@ POOL = POOL_BATCHES * BATCH
 first_byte = itemgetter(0)
 
 
-class NotWhole(Exception):
+class NotWhole(SideFailed):
     """What was received is not what was sent."""
 
 

@@ -64,6 +64,7 @@ class Record(Struct):
     rounds: list[Round]
     comparisons: list[Comparison]
     not_installed: dict[str, str]
+    failed: dict[str, str]
     notes: list[str]
 
 
@@ -73,30 +74,45 @@ class Bench:
     def __init__(self, question: str, about: str | None, options: Options, host: Machine) -> None:
         self.options = options
         self.record = Record(
-            question, (about or "").strip(), sys.argv[1:], options.quick, host, [], [], {}, []
+            question, (about or "").strip(), sys.argv[1:], options.quick, host, [], [], {}, {}, []
         )
         self._console = Console(soft_wrap=False)
         if self._console.width < WIDTH_MIN:
             self._console = Console(width=WIDTH_MIN)
         self._tables: dict[str, list[Side]] = {}
+        self._seen: set[str] = set()  # tables and sides that there are
 
     def wants(self, table: str) -> bool:
         """Whether --only leaves it in."""
+        self._seen.add(table)
         return not self.options.only or table in self.options.only
 
     def run(self, table: str, sides: Sequence[Side], *, rounds: int | None = None) -> None:
-        """Runs the sides interleaved; what is not installed gets its row all the same."""
+        """Runs the sides interleaved; what is not installed gets its row all the same, and so does
+        what failed: none of its rounds counts then."""
         wanted = self.options.sides
+        self._seen |= {side.name for side in sides}
         sides = [side for side in sides if not wanted or side.name in wanted]
         self._tables[table] = sides
         for side in sides:
             if side.install:
                 self.record.not_installed[side.name] = side.install
         for one in interleave(table, sides, rounds or self.options.rounds):
+            if one.failure:
+                self._fail(one)
+                continue
             self.record.rounds.append(one)
             self._save()
             figures = ", ".join(f"{name} {_number(value)}" for name, value in one.figures.items())
             sys.stderr.write(f"{table} · round {one.number + 1} · {one.side}: {figures}\n")
+
+    def _fail(self, one: Round) -> None:
+        message = f"failed in round {one.number + 1}: {one.failure}"
+        self.record.failed[f"{one.table} · {one.side}"] = message
+        others = [r for r in self.record.rounds if (r.table, r.side) != (one.table, one.side)]
+        self.record.rounds[:] = others
+        self._save()
+        sys.stderr.write(f"{one.table} · {one.side}: {message}\n")
 
     def spread(self, table: str, figure: str, side: str) -> Spread | None:
         """A side's figure over its rounds; None when it did not run."""
@@ -208,7 +224,12 @@ class Bench:
         for note in [*self.record.notes, *([QUICK] if self.options.quick else [])]:
             self._console.print(note, highlight=False)
         self._console.print(f"JSON and plots: {self.options.folder}", highlight=False)
-        return int(any(one.verdict == "missed" for one in self.record.comparisons))
+        if unknown := {*self.options.only, *self.options.sides} - self._seen:
+            there = ", ".join(sorted(self._seen))
+            self._console.print(f"there is no {', '.join(sorted(unknown))}; there is: {there}")
+            return 2
+        missed = any(one.verdict == "missed" for one in self.record.comparisons)
+        return int(missed or bool(self.record.failed))
 
     def _table(self, table: str, sides: Sequence[Side]) -> Table:
         rounds = [one for one in self.record.rounds if one.table == table]
@@ -226,8 +247,10 @@ class Bench:
             shown.add_column(f"{name.replace('_', ' ')}\nmedian (min-max)", justify="right")
         for side in sides:
             cells = [_cell(self.spread(table, name, side.name)) for name in figures]
-            if side.install and figures:
-                cells = [f"not installed: {side.install}", *[""] * (len(figures) - 1)]
+            instead = self.record.failed.get(f"{table} · {side.name}", "")
+            instead = f"not installed: {side.install}" if side.install else instead
+            if instead and figures:
+                cells = [instead, *[""] * (len(figures) - 1)]
             shown.add_row(side.name, *cells)
         return shown
 

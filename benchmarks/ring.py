@@ -24,6 +24,7 @@ from benchmarks.measure import (
     Figures,
     Options,
     Side,
+    SideFailed,
     machine,
     missing_package,
     missing_program,
@@ -50,7 +51,7 @@ Make = Callable[[Path], Channel]
 ONE, BATCHES = "one by one", f"batches of {BATCH}"
 
 
-class NoAnswer(Exception):
+class NoAnswer(SideFailed):
     """An end did not do its work in time, or died."""
 
 

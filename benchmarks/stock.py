@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import event
 
+from benchmarks.measure import SideFailed
 from processors.audit import run_audit
 from processors.instants import now_us
 from processors.inventory import add_lots
@@ -43,7 +44,7 @@ INSERT INTO outbox (order_id, round, type, created_us)
 """
 
 
-class NotDone(Exception):
+class NotDone(SideFailed):
     """The work that was measured was not done, or not as it should be."""
 
 

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.measure import (
     Round,
     Side,
+    SideFailed,
     cpu_s,
     descendants,
     interleave,
@@ -125,3 +126,34 @@ def test_a_quick_run_judges_nothing(tmp_path: Path) -> None:
     bench.compare("t", "x", "a", "b", at_least=9)
     assert bench.record.comparisons[0].verdict == "not judged"
     assert bench.finish() == 0
+
+
+def test_a_side_that_fails_has_no_figures_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = iter([1.0, 1.0])
+
+    def fail() -> dict[str, float]:
+        for turn in turns:
+            return {"x": turn}
+        raise SideFailed("message 7 is missing")
+
+    options = parse_options("a test", ["--rounds", "5", "--results", str(tmp_path)])
+    bench = Bench("test", "a test", options, machine())
+    bench.run("t", [Side("peer", fail), Side("a", lambda: {"x": 1.0})])
+    bench.compare("t", "x", "a", "peer", at_least=0.5)
+    assert [one.side for one in bench.record.rounds] == ["a"] * 5
+    assert bench.record.comparisons[0].verdict == "not run"
+    assert bench.finish() == 1
+    assert "failed in round 3: message 7 is missing" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "words", [["--only", "u"], ["--side", "c"], ["--only", "t", "--side", "c"]]
+)
+def test_a_table_or_side_that_is_not_there_is_said(tmp_path: Path, words: list[str]) -> None:
+    options = parse_options("a test", ["--quick", "--results", str(tmp_path), *words])
+    bench = Bench("test", "a test", options, machine())
+    if bench.wants("t"):
+        bench.run("t", [Side("a", lambda: {"x": 1.0})])
+    assert bench.finish() == 2
