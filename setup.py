@@ -1,4 +1,5 @@
-"""Builds the C parts: the ring's kernel and the lane's answer. All else is in pyproject.toml."""
+"""Builds the C parts: the ring's kernel, the journal's syncer, the lane's answer. All else is in
+pyproject.toml."""
 
 import os
 import sys
@@ -39,6 +40,7 @@ def extension(name: str, source: str, *headers: str) -> Extension:
 setup(
     ext_modules=[
         extension("ringbuf._kernel", "ringbuf/_kernel.c", "ringbuf/kernel.h"),
+        extension("ringbuf._journal", "ringbuf/_journal.c"),
         extension("ingest._lane", "ingest/_lane.c"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},

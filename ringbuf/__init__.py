@@ -16,10 +16,12 @@ from ringbuf.errors import (
     RingError,
     TooLarge,
 )
+from ringbuf.journal import Journal, JournalRules, RoomGone
 from ringbuf.pages import PAGE_WORDS
-from ringbuf.participants import Participant
+from ringbuf.participants import Participant, boot_id, own_identity
 from ringbuf.reader import Reader
 from ringbuf.ring import Found, Ring, Snapshot
+from ringbuf.segment import Identity, Segment, SegmentError, SegmentHeader
 from ringbuf.writer import Writer
 
 __all__ = [
@@ -29,15 +31,24 @@ __all__ = [
     "Found",
     "Full",
     "HandFull",
+    "Identity",
     "InUse",
     "Item",
+    "Journal",
+    "JournalRules",
     "Misfit",
     "NotHeld",
     "Participant",
     "Reader",
     "Ring",
     "RingError",
+    "RoomGone",
+    "Segment",
+    "SegmentError",
+    "SegmentHeader",
     "Snapshot",
     "TooLarge",
     "Writer",
+    "boot_id",
+    "own_identity",
 ]

@@ -1,5 +1,7 @@
 from typing import Self, final
 
+def crc32c(data: bytes | bytearray | memoryview, crc: int = ..., /) -> int: ...
+
 @final
 class Item:
     def __new__(
