@@ -56,6 +56,7 @@ class Sqlite:
                     raise NoWal(f"SQLite can't use its WAL there, only {mode}")
         pragma(connection, "synchronous=FULL")
         pragma(connection, "foreign_keys=ON")
+        pragma(connection, "wal_autocheckpoint=0")  # see Store.checkpoint
         pragma(connection, f"journal_size_limit={WAL_BYTES_KEPT}")
 
     def on_begin(self, connection: Connection) -> None:

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -44,11 +44,26 @@ UNAVAILABLE_CODES = frozenset(
         sqlite3.SQLITE_NOTADB,
     }
 )
+# The system's own error for a write or a sync (a full disk has another code). After one of them the
+# connection would go on acknowledging commits.
+BROKEN_CODES = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_FSYNC,
+        sqlite3.SQLITE_IOERR_DIR_FSYNC,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+    }
+)
 NOT_MIGRATED = re.compile(rf"no such table: (main\.)?({'|'.join(tables.metadata.tables)})$")
 
 
 class StoreError(Exception):
     """The database can't be used as it is configured; waiting will not help."""
+
+
+class StoreBroken(StoreError):
+    """A write or a sync of the database has failed: what was committed before may not be on disk,
+    and trying again would hide it. Whoever meets it ends, and nothing is promised any more."""
 
 
 class StoreUnavailable(Exception):
@@ -87,9 +102,27 @@ class Store:
     def writing(self) -> Iterator[Connection]:
         """A transaction that holds the write lock from its begin; it commits when the block ends
         and rolls back when that raises. Raises StoreUnavailable, then nothing is known to have
-        been committed."""
+        been committed, and StoreBroken, then nothing is known at all."""
         with _told_apart(self.engine), self._writers.connect() as connection, connection.begin():
             yield connection
+
+    @property
+    def wal_path(self) -> str | None:
+        """Where SQLite keeps what is not in the database's file yet."""
+        url = self.engine.url
+        return f"{url.database}-wal" if url.get_backend_name() == "sqlite" else None
+
+    def checkpoint(self) -> None:
+        """Brings what the WAL holds into the database's file, as far as no reader is in the way.
+
+        Not SQLite's own, which comes with some commit: that one hides the error of a sync. Raises
+        as `writing` does.
+        """
+        if self.wal_path is None:
+            return
+        with _told_apart(self.engine), self.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
 
     def close(self) -> None:
         """Ends every connection that is not in use; twice is harmless."""
@@ -160,6 +193,10 @@ def _told_apart(engine: Engine) -> Iterator[None]:
         raise StoreError(f"{error} (--database)") from error
     except (sa.exc.TimeoutError, sa.exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        if isinstance(cause, sqlite3.Error) and _code(cause) in BROKEN_CODES:
+            raise StoreBroken(f"a write or sync of the database failed: {cause}") from error
+        if isinstance(cause, sqlite3.Error) and _code(cause) & 0xFF == sqlite3.SQLITE_READONLY:
+            engine.dispose()  # a file that was opened for reading alone stays so
         if isinstance(error, sa.exc.TimeoutError) or _is_unavailable(cause):
             raise StoreUnavailable(f"the database is not available: {cause}") from error
         raise
@@ -169,8 +206,12 @@ def _is_unavailable(error: BaseException | None) -> bool:
     if not isinstance(error, sqlite3.Error):
         return False
     # Extended codes keep the primary one in the low byte.
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = _code(error) & 0xFF
     return code in UNAVAILABLE_CODES or NOT_MIGRATED.search(str(error)) is not None
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
 
 
 def _make_folder(url: str) -> None:
