@@ -40,6 +40,9 @@ KILL_PATIENCE_S = 5.0
 # Where every layout has its number: the magic, then 32 bits (ringbuf/kernel.h, rb_header).
 LAYOUT_HEAD = struct.Struct("<8sI")
 RING_MAGIC = b"RSHRRING"
+# No record header begins with this byte: what was damaged is dead in another ring too, not whole
+# again by the new slot's checksum.
+DAMAGED_HEADER = b"\xc1"
 # How a ring left by any version that this one can succeed is attached. An older layout gets a line
 # here: a reader of it with those parts of Ring that moving and counting use.
 LAYOUTS: dict[int, Callable[[str], Ring]] = {1: Ring.attach}
@@ -48,7 +51,9 @@ log = logging.getLogger(__name__)
 
 
 class CannotStart(Exception):
-    """Rasher can't start, for a reason that the text gives. Exit code 3."""
+    """Rasher can't start, for a reason that the text gives."""
+
+    code = 3
 
 
 def pid_path(settings: Settings) -> Path:
@@ -73,8 +78,12 @@ def hold_data_dir(settings: Settings) -> int:
         pid = os.pread(fd, 20, 0).decode(errors="replace").strip()
         os.close(fd)
         raise CannotStart(f"--data-dir {settings.data_dir}: in use by pid {pid}") from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(fd)
+        raise CannotStart(f"--data-dir {settings.data_dir}: {error.strerror}: {path}") from error
     return fd
 
 
@@ -96,6 +105,15 @@ def write_link(settings: Settings, rings: Sequence[Path]) -> None:
     fresh = link.with_suffix(".new")
     fresh.write_text("".join(f"{ring}\n" for ring in rings), encoding="utf-8")
     fresh.replace(link)
+
+
+def name_rings(settings: Settings, rings: Sequence[Path]) -> None:
+    """At a start: write_link, or CannotStart."""
+    try:
+        write_link(settings, rings)
+    except OSError as error:
+        link = link_path(settings)
+        raise CannotStart(f"--data-dir {settings.data_dir}: {error.strerror}: {link}") from error
 
 
 def attach_rings(settings: Settings) -> list[Ring]:
@@ -141,7 +159,7 @@ def open_rings(settings: Settings) -> tuple[Ring, list[Ring]]:
 
 
 def go_on(settings: Settings, ring: Ring, older: Sequence[Ring]) -> Ring:
-    write_link(settings, [ring_file(one) for one in (ring, *older)])
+    name_rings(settings, [ring_file(one) for one in (ring, *older)])
     ring.reopen()
     log.info("going on with the ring %s, orders in it: %d", ring.path, count_orders(ring))
     return ring
@@ -255,7 +273,7 @@ def create_ring(settings: Settings, older: Sequence[Ring]) -> Ring:
         raise CannotStart(f"--ring-dir {directory}: there is no such directory")
     path = directory / f"rasher-{secrets.token_hex(8)}.ring"
     try:
-        write_link(settings, [path, *map(ring_file, older)])
+        name_rings(settings, [path, *map(ring_file, older)])
         return Ring.create(str(path), **geometry(settings), label=settings.data_dir)
     except OSError as error:
         reason = error.strerror

@@ -16,15 +16,11 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 
-from processors.datadir import count_orders, remove_ring
+from processors.datadir import DAMAGED_HEADER, count_orders, remove_ring
 from processors.settings import Settings
 from ringbuf import Closed, Full, Item, Reader, Ring
 
 TAKE_MAX = 64
-# No record header begins with this byte: what was damaged is dead in the new ring too, not whole
-# again by the new slot's checksum.
-DAMAGED_HEADER = b"\xc1"
-
 Identity = tuple[bytes, int]
 
 log = logging.getLogger(__name__)
@@ -50,6 +46,11 @@ class Mover:
     @property
     def done(self) -> bool:
         return not self._older
+
+    @property
+    def rings(self) -> list[Ring]:
+        """Those that are not empty yet."""
+        return list(self._older)
 
     def left(self) -> int:
         """Orders that are still to be moved."""

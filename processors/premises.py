@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 from processors.datadir import CannotStart
+from processors.journal import journal_dir, make_journal_dir
 from processors.settings import SQLITE_PREFIXES, Settings, SettingsError, WorkSettings
+from ringbuf.segment import remove_half_made
 
 SQLITE_MAGIC = b"SQLite format 3\0"
 # Descriptors of a front beside its connections: ring, database, logs, loop, each with room.
@@ -21,6 +23,11 @@ import importlib, sys
 module, factory = sys.argv[1].split(":")
 sys.exit(0 if callable(getattr(importlib.import_module(module), factory)) else "it is not callable")
 """
+
+# Where a sync says nothing, and where locks and syncs can't be relied on.
+MEMORY = frozenset({"tmpfs", "ramfs"})
+NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs"})
+UNFIT = "locks and syncs can't be relied on there. Choose a directory on a local disk"
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +66,39 @@ def check_processor(settings: Settings) -> None:
     if check.returncode:
         reason = (check.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise SettingsError(f"--processor {processor}: {reason}")
+
+
+def prepare_journal(settings: Settings) -> None:
+    """Makes its directory, where it is wanted, on a file system that keeps what is synced."""
+    data_dir = Path(settings.data_dir)
+    kind = file_system(data_dir)
+    if kind in NETWORK or kind.startswith("fuse.sshfs"):
+        raise CannotStart(f"--data-dir {data_dir}: lies on {kind}, a network file system: {UNFIT}")
+    remove_half_made(journal_dir(settings))
+    if settings.durability == "memory":
+        return
+    if kind in MEMORY:
+        raise CannotStart(
+            f"--data-dir {data_dir}: lies on {kind}, which is memory: nothing there survives a "
+            "power loss. Choose a directory on a disk, or --durability memory"
+        )
+    try:
+        make_journal_dir(settings)
+    except OSError as error:
+        raise CannotStart(
+            f"--data-dir {data_dir}: {error.strerror}: {journal_dir(settings)}"
+        ) from error
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system on which that directory lies."""
+    best = ("", "")
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        front, _, back = line.partition(" - ")
+        mount = front.split()[4].encode().decode("unicode_escape")
+        if path.is_relative_to(mount) and len(mount) >= len(best[0]):  # the later one is on top
+            best = (mount, back.split()[0])
+    return best[1]
 
 
 def check_database_file(settings: Settings) -> None:

@@ -28,9 +28,12 @@ from msgspec import Struct
 
 from processors.flags import BY_NAME, BY_VARIABLE, FLAGS, NUMBERS, Flag
 
+# Names a database that could not be asked yet what it is called.
+UNKNOWN_DATABASE = bytes(16)
 DEFAULT_FILE = "rasher.toml"
 # RASHER_ variables that are no settings of a running Rasher: where the file is, and the build's.
 OTHER_VARIABLES = frozenset({"RASHER_CONFIG", "RASHER_SANITIZE"})
+MULTIPLES = {"slot-bytes": 64, "segment-bytes": 4096}
 HELP_FLAGS = ("-h", "--help")
 
 SQLITE_PREFIXES = ("sqlite:///", "sqlite+pysqlite:///")
@@ -77,6 +80,18 @@ class WorkSettings(Struct, frozen=True):
     processor: str = "processors.pipeline:fefo"
 
 
+class JournalSettings(Struct, frozen=True):
+    """total_bytes: of all segments together; damaged: what a start does about damage."""
+
+    segment_bytes: int = 16 * 2**20
+    total_bytes: int = 2**32
+    damaged: str = "refuse"
+
+    @property
+    def segments_max(self) -> int:
+        return self.total_bytes // self.segment_bytes
+
+
 class LogSettings(Struct, frozen=True):
     level: str = "info"
     format: str = "text"
@@ -87,11 +102,12 @@ class Settings(Struct, frozen=True):
 
     data_dir: str
     database: str
-    durability: str = "memory"
+    durability: str = "disk"
     graceful_timeout_s: float = 30.0
     ring: RingSettings = RingSettings()
     http: HttpSettings = HttpSettings()
     work: WorkSettings = msgspec.field(default_factory=WorkSettings)
+    journal: JournalSettings = JournalSettings()
     log: LogSettings = LogSettings()
 
 
@@ -193,11 +209,6 @@ def read_file(path: str | None) -> dict[str, Given]:
 
 def check(flag: Flag, given: Given) -> Value:
     """-> the value in its type and range, or SettingsError."""
-    if flag.name == "durability" and given.value == "disk":
-        raise SettingsError(
-            f"{given.where}: there is no journal yet, so nothing would survive a power loss; "
-            "use --durability memory"
-        )
     if flag.kind in NUMBERS:
         return check_number(flag, given)
     text = given.value
@@ -219,10 +230,11 @@ def check_number(flag: Flag, given: Given) -> int | float:
         raise SettingsError(f"{given.where}: must be {word}, {flag.range_text}")
     if not flag.low <= number <= flag.high:
         raise SettingsError(f"{given.where}: out of range, must be {flag.range_text}")
-    if flag.name == "slot-bytes" and number % 64:
+    unit = MULTIPLES.get(flag.name)
+    if unit is not None and number % unit:
         raise SettingsError(
-            f"{given.where}: must be a multiple of 64, {flag.range_text}; "
-            f"the next one is {number + -number % 64}"
+            f"{given.where}: must be a multiple of {unit}, {flag.range_text}; "
+            f"the next one is {number + -number % unit}"
         )
     return number
 
@@ -301,7 +313,26 @@ def build(values: dict[str, Value]) -> Settings:
     own: dict[str, Any] = sections.pop("")
     for section, fields in sections.items():
         own[section] = msgspec.structs.replace(getattr(BARE, section), **fields)
-    return Settings(**own)
+    settings = Settings(**own)
+    check_journal(settings)
+    return settings
+
+
+def check_journal(settings: Settings) -> None:
+    """Room for two segments of each front, of as many that replace them, and for some to wait for
+    their commits; and each must hold more than the largest order."""
+    journal, ring = settings.journal, settings.ring
+    least = (2 * (settings.http.fronts + 1) + 2) * journal.segment_bytes
+    if journal.total_bytes < least:
+        raise SettingsError(
+            f"--journal-bytes {journal.total_bytes}: must be at least {least}, with "
+            f"--segment-bytes {journal.segment_bytes} and --fronts {settings.http.fronts}"
+        )
+    if journal.segment_bytes < 4 * ring.slot_bytes:
+        raise SettingsError(
+            f"--segment-bytes {journal.segment_bytes}: must be at least four times --slot-bytes "
+            f"{ring.slot_bytes}"
+        )
 
 
 def default_of(flag: Flag) -> Value:

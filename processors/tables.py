@@ -131,3 +131,14 @@ outbox = sa.Table(
     sa.Column("created_us", BigInt, nullable=False),
     sqlite_strict=True,
 )
+
+# Facts of the database itself. `database_id`: 16 random bytes, made with it, that a journal bears;
+# `touched`: changed only to have something to commit.
+meta = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+    sqlite_strict=True,
+)

@@ -27,6 +27,7 @@ COUNTERS = (
     "full",
     "draining",
     "database",
+    "journal",
     "allocated",
     "rejected",
     "dead",
@@ -35,20 +36,24 @@ COUNTERS = (
     "restarted_exit",
     "restarted_reload",
 )
-REFUSALS = COUNTERS[1:10]
+REFUSALS = COUNTERS[1:11]
 OUTCOMES = ("allocated", "rejected", "dead")
 CAUSES = ("signal", "exit", "reload")
+# A page holds four: of a front (a writer's page) the first two, of a worker the last three. Two
+# share a place, so those pages are added up apart.
 HISTOGRAMS = ("accept_us", "queue_us", "commit_us", "commit_orders")
 BUCKETS = 112
 
 WORD = {name: 1 + place for place, name in enumerate(COUNTERS)}
 FIRST = 56
 HISTOGRAM = {name: FIRST + place * (BUCKETS + 1) for place, name in enumerate(HISTOGRAMS)}
+HISTOGRAM["sync_us"] = HISTOGRAM["queue_us"]
 assert 1 + len(COUNTERS) <= FIRST
 assert FIRST + len(HISTOGRAMS) * (BUCKETS + 1) <= PAGE_WORDS
 
 ACCEPTED = WORD["accepted"]
 ACCEPT_US, QUEUE_US = HISTOGRAM["accept_us"], HISTOGRAM["queue_us"]
+SYNC_US = HISTOGRAM["sync_us"]
 COMMIT_US, COMMIT_ORDERS = HISTOGRAM["commit_us"], HISTOGRAM["commit_orders"]
 # What a refusal is called that only its status tells.
 BY_STATUS = {408: "slow", 413: "too_large", 415: "wrong_type", 503: "database"}

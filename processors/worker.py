@@ -14,11 +14,14 @@ When it goes wrong:
 
     the database is away, locked, full   nobody's fault: the batch stays in hand, the same again
                                          after a pause that doubles up to BACKOFF_MAX_S
+    a write or sync of it failed         exit 4, and the ring is closed: see processors/doubt.py
     the processor raised, a batch        rolled back, its orders are run one by one
     ... on one order: Retry              stays in hand, others go on; the same again after a pause
                                          that doubles, up to `attempts` times, then dead
     ... on one order: anything else      dead with the traceback, in a transaction of its own
-    an item is damaged or unreadable     dead with its bytes
+    an item is damaged                   read again from the journal
+    ... that does not have it, or an     dead with its bytes
+    item is unreadable
 """
 
 from __future__ import annotations
@@ -37,14 +40,19 @@ from msgspec import Struct
 from sqlalchemy.engine import Connection
 
 from processors.child import Child, enter
+from processors.doubt import give_up
 from processors.instants import now_us
 from processors.jobs import PROCESSOR_ERROR, RETRIES_EXHAUSTED, Death, Job, describe, read_job
+from processors.journal import journal_dir
+from processors.mending import Mend, mender
 from processors.pipeline import Processor, ProcessorError, Retry, check_outcomes, load_processor
 from processors.recording import Recorder, Settled
+from processors.recycling import Recycler
 from processors.schema import format_uuid
 from processors.stop import Stop
-from processors.store import Store, StoreError, StoreUnavailable
+from processors.store import Store, StoreBroken, StoreError, StoreUnavailable
 from processors.tally import COMMIT_ORDERS, COMMIT_US, QUEUE_US, WORD, Tally
+from processors.upkeep import Upkeep
 from ringbuf import Closed, Empty, HandFull, Item, Reader, Ring
 
 log = logging.getLogger("rasher.worker")
@@ -52,7 +60,8 @@ log = logging.getLogger("rasher.worker")
 # How long an idle worker sleeps at most before it looks whether it shall stop.
 IDLE_S = 0.5
 BACKOFF_MIN_S = 0.05
-BACKOFF_MAX_S = 5.0
+# What waited for a database goes on within 5 s of its being back.
+BACKOFF_MAX_S = 4.5
 RETRY_MAX_S = 60.0
 DOUBLINGS_MAX = 16
 OUTAGE_LOGGED_EVERY_S = 30.0
@@ -115,6 +124,8 @@ class BaconWorker:
         stop: Stop,
         *,
         tally: Tally | None = None,
+        upkeep: Upkeep | None = None,
+        mend: Mend | None = None,
     ) -> None:
         self._ring = ring
         self._store = store
@@ -127,6 +138,8 @@ class BaconWorker:
         self._later: list[tuple[float, int, Job]] = []
         self._outage = Outage()
         self.tally = tally or Tally()
+        self._upkeep = upkeep or Upkeep(store)
+        self._mend = mend or (lambda item: item)
 
     @property
     def redelivered(self) -> int:
@@ -148,6 +161,7 @@ class BaconWorker:
                     self._stop.wait(self._patience_s())
                 self._settle_items(reader, items)
                 self._settle_due()
+                self._upkeep.look()
 
     def adopt(self, reader: Reader) -> None:
         """Settles what lies in a hand whose owner is gone; takes nothing new into it.
@@ -177,7 +191,8 @@ class BaconWorker:
     def _settle_items(self, reader: Reader, items: Sequence[Item]) -> None:
         if items:
             taken_us = now_us()
-            self._settle([read_job(reader, item, taken_us) for item in items])
+            whole = [self._mend(item) if item.damaged else item for item in items]
+            self._settle([read_job(reader, item, taken_us) for item in whole])
 
     def _settle_due(self) -> None:
         now = time.monotonic()
@@ -213,6 +228,7 @@ class BaconWorker:
         self._ring.bump_commits()
         jobs[0].reader.release([job.item for job in jobs])
         self._count(settled, len(jobs), time.perf_counter_ns() - begun_ns)
+        self._upkeep.committed(len(jobs))
 
     def _count(self, settled: list[Settled], jobs: int, duration_ns: int) -> None:
         """After the release, so that nobody waits for it; killed before, a batch is not counted."""
@@ -277,28 +293,46 @@ class BaconWorker:
 
 def serve(child: Child, stop: Stop) -> None:
     """The work of one worker process, until it is done or asked to stop."""
+    with ExitStack() as readers:
+        try:
+            _serve(child, stop, readers)
+        except StoreBroken as error:  # before anything is closed, which would write and sync again
+            give_up(child.ring, error)
+
+
+def _serve(child: Child, stop: Stop, readers: ExitStack) -> None:
     work = child.launch.settings.work
     store = Store.open(child.launch.settings.database, connections_max=1)
     rules = Rules(batch=work.batch, attempts=work.attempts)
     processor = load_processor(work.processor)
-    with ExitStack() as readers:
-        readers.callback(store.close)
-        adopt = child.wait_turn(stop)
-        if adopt is None:
-            return
-        own = readers.enter_context(child.ring.reader(child.launch.index))
-        tally = child.tally("reader", own.index)
-        worker = BaconWorker(child.ring, store, processor, rules, stop, tally=tally)
-        child.ready()
-        if child.launch.work_off:
-            worker.work_off(own)
-            return
-        for index in adopt:
-            left = readers.enter_context(child.ring.reader(index))
-            worker.adopt(left)
-            if not left.held():
-                left.close()
-        worker.run(own)
+    readers.callback(store.close)
+    adopt = child.wait_turn(stop)
+    if adopt is None:
+        return
+    own = readers.enter_context(child.ring.reader(child.launch.index))
+    tally = child.tally("reader", own.index)
+    upkeep = Upkeep(store, own_recycler(child, store))
+    worker = BaconWorker(
+        child.ring, store, processor, rules, stop, tally=tally, upkeep=upkeep,
+        mend=mender(journal_dir(child.launch.settings), child.ring.epoch, stop),
+    )  # fmt: skip
+    child.ready()
+    if child.launch.work_off:
+        worker.work_off(own)
+        return
+    for index in adopt:
+        left = readers.enter_context(child.ring.reader(index))
+        worker.adopt(left)
+        if not left.held():
+            left.close()
+    worker.run(own)
+
+
+def own_recycler(child: Child, store: Store) -> Recycler | None:
+    """One worker has it, the first: there is always one of that index."""
+    if child.launch.index:
+        return None
+    return Recycler(journal_dir(child.launch.settings), store)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from processors.flags import FLAGS, NUMBERS, Flag
 from processors.settings import (
+    JournalSettings,
     Settings,
     SettingsError,
     cores,
@@ -49,6 +50,8 @@ SAMPLES = {
     "data-dir": ("/tmp/d", "/tmp/d"),
     "database": ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
     "durability": ("memory", "memory"),
+    "damaged-journal": ("skip", "skip"),
+    "journal-bytes": (str(2**31), 2**31),
     "log-level": ("error", "error"),
     "log-format": ("json", "json"),
 }
@@ -62,7 +65,7 @@ def test_the_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
     assert (found.ring.slot_bytes, found.ring.full_timeout_s) == (16384, 10)
     assert (found.work.workers, found.work.batch) == (max(1, cores() - 1), 64)
     assert (found.work.attempts, found.work.processor) == (3, "processors.pipeline:fefo")
-    assert (found.durability, found.graceful_timeout_s) == ("memory", 30)
+    assert (found.durability, found.graceful_timeout_s) == ("disk", 30)
     assert (found.log.level, found.log.format) == ("info", "text")
     assert found.data_dir == str(tmp_path / "var")
     assert found.database == f"sqlite:///{tmp_path}/var/rasher.db"
@@ -185,11 +188,23 @@ def test_slot_bytes_must_be_a_multiple_of_64() -> None:
     assert text.endswith("the next one is 1024")
 
 
-def test_disk_durability_is_refused_with_the_reason() -> None:
-    assert refusal("--durability", "disk").startswith(
-        "--durability disk: there is no journal yet, so nothing would survive a power loss"
+def test_there_are_two_durabilities() -> None:
+    assert settings().durability == "disk"
+    assert refusal("--durability", "tape") == "--durability tape: must be disk or memory"
+
+
+def test_a_segment_holds_whole_pages_and_several_of_the_largest_orders() -> None:
+    assert refusal("--segment-bytes", "70000").endswith("the next one is 73728")
+    text = refusal("--segment-bytes", "65536", "--slot-bytes", "32768")
+    assert text == "--segment-bytes 65536: must be at least four times --slot-bytes 32768"
+
+
+def test_the_journal_may_hold_the_segments_of_every_front_and_of_those_that_replace_them() -> None:
+    text = refusal("--journal-bytes", str(2**27), "--fronts", "10")
+    assert text.startswith(f"--journal-bytes {2**27}: must be at least {24 * 2**24}")
+    assert settings("--journal-bytes", str(2**27), "--segment-bytes", "65536").journal == (
+        JournalSettings(segment_bytes=65536, total_bytes=2**27)
     )
-    assert refusal("--durability", "tape") == "--durability tape: must be memory"
 
 
 def test_the_database_follows_the_data_dir() -> None:

@@ -30,8 +30,9 @@ def test_what_is_out_of_range_is_counted_at_the_end(value: int, place: int) -> N
 
 def test_no_two_words_of_a_page_are_the_same() -> None:
     words = [tally.OWNER, *tally.WORD.values()]
-    for at in tally.HISTOGRAM.values():
-        words += range(at, at + BUCKETS + 1)
+    for name, at in tally.HISTOGRAM.items():
+        if name != "sync_us":  # it is a front's, and lies where a worker has another
+            words += range(at, at + BUCKETS + 1)
     assert len(set(words)) == len(words)
     assert max(words) < len(Tally().page)
 

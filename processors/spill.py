@@ -1,0 +1,56 @@
+"""What a stop leaves in memory is written to disk first, whatever `--durability` says.
+
+One segment for each ring that is not empty, as the journal has them: if the machine stays up, the
+ring's file is there at the next start and the segment is only removed; if it does not, it is what
+the start puts back (see `processors/recovery.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from processors.datadir import DAMAGED_HEADER
+from processors.journal import make_journal_dir, own_header
+from processors.settings import Settings
+from ringbuf import Item, Ring
+from ringbuf.segment import encode_record, grouped, make_segment
+
+
+def spill(settings: Settings, rings: Sequence[Ring], database: bytes) -> int:
+    """Writes what lies in rings in which nobody is -> how many orders. Raises OSError."""
+    count = 0
+    for ring in rings:
+        items = list(_in_order(ring))
+        if items:
+            _write(settings, ring, items, database)
+            count += len(items)
+    return count
+
+
+def _write(settings: Settings, ring: Ring, items: Sequence[Item], database: bytes) -> None:
+    now = time.time_ns()
+    header = replace(own_header(ring.epoch, database), serial=now, made_ns=now)
+    records = grouped(now, (_record(item) for item in items))
+    fd, _ = make_segment(make_journal_dir(settings), header, records)
+    os.close(fd)
+
+
+def _record(item: Item) -> bytes:
+    header = DAMAGED_HEADER if item.damaged else item.header
+    return encode_record(
+        item.key,
+        item.payload,
+        header,
+        sequence=item.sequence,
+        accepted_ns=item.accepted_ns,
+        round=item.round,
+    )
+
+
+def _in_order(ring: Ring) -> Iterator[Item]:
+    snapshot = ring.snapshot()
+    yield from sorted((item for _, item in snapshot.held), key=lambda item: item.sequence)
+    yield from snapshot.waiting
