@@ -11,6 +11,16 @@ be called from inside a parser's callback.
                         |             finish: put_async, first come first served -> 202 | 503
                         v
                finish: ring, hands, database: an earlier one? -> 202 replayed | 422 | put_async
+
+With a journal there is no 202 before the order is on disk, and no slot before there is room there:
+
+    room in the journal? --no--> finish: wait for it while it is made -> 503 when it can't be
+       | yes
+    try_put, append -> Unsynced -> the group is on disk -> `acknowledge` -> 202
+
+After the slot there is no 503: it would say that the order was not taken. When the disk fails then
+the process ends without an answer. A repeat is answered after a record of its own, for that of the
+first may not be on disk yet.
 """
 
 from __future__ import annotations
@@ -18,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -27,6 +38,8 @@ from ingest.answers import (
     Answer,
     Queued,
     Refused,
+    Unanswered,
+    Unsynced,
     invalid,
     order_answer,
     problem,
@@ -48,11 +61,16 @@ from processors.schema import (
     load_header,
 )
 from processors.tally import Tally
-from ringbuf import Closed, Found, Ring, Writer
+from ringbuf import Closed, Found, Journal, Ring, RoomGone, Writer
+from ringbuf.segment import RECORD, encode_record
 
 DRAINING_RETRY_AFTER_S = 1
+NO_ROOM_RETRY_AFTER_S = 2
 # Longer than the database's lock is waited for.
 COMPARE_S_MAX = 10.0
+
+T = TypeVar("T")
+
 REPLAYED = ((b"idempotency-replayed", b"true"),)
 
 
@@ -66,6 +84,9 @@ class Pending(Struct, frozen=True):
     digest: bytes
     own_id: bool
     begun_ns: int
+
+
+Accepted: TypeAlias = Answer | Queued | Unsynced | Pending
 
 
 class Acceptor:
@@ -84,8 +105,12 @@ class Acceptor:
         *,
         new_id: Callable[[], bytes] | None = None,
         tally: Tally | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._ring = ring
+        self.journal = journal
+        # Refuses everything while the orders of before a power loss are put back.
+        self.recovering = False
         self._mapping, self._room = ring.mapping, ring.room
         self._writer = writer
         self._find_stored = find_stored
@@ -96,18 +121,32 @@ class Acceptor:
         self.meter = DrainMeter(lambda: ring.head)
 
     @property
-    def closing(self) -> bool:
-        """Nothing more is taken in."""
-        return self._ring.closed
+    def trouble(self) -> str | None:
+        """What keeps the journal from growing."""
+        return None if self.journal is None else self.journal.trouble
+
+    def refusal(self) -> Answer | None:
+        """The answer to whatever may be ordered now; None: that depends on the order."""
+        if self._ring.closed:
+            return draining()
+        if self.recovering:
+            return recovering()
+        if self.journal is None or self.trouble is None or self.journal.has_room(RECORD.size):
+            return None
+        return no_room(self.trouble)
 
     @property
     def parked(self) -> int:
         """Orders that wait for room in the ring."""
         return self._writer.parked
 
-    def accept(self, body: bytes) -> Answer | Queued | Pending:
-        """The answer to a posted order, or what `finish` needs to find it; never suspends."""
+    def accept(self, body: bytes) -> Accepted:
+        """The answer to a posted order, or what `finish` or `after_sync` needs to find it; never
+        suspends."""
         begun_ns = time.perf_counter_ns()
+        if self.recovering:
+            self.tally.count("journal")
+            return recovering()
         try:
             order_id, order = decode_order(body)
         except (Malformed, Invalid) as error:
@@ -117,7 +156,12 @@ class Acceptor:
             return self._to_compare(order_id, payload, begun_ns)
         if len(payload) > self._room:
             return self._too_large(len(payload))
-        key = self._new_id()
+        return self._try(self._new_id(), payload, begun_ns)
+
+    def _try(self, key: bytes, payload: bytes, begun_ns: int) -> Accepted:
+        journal = self.journal
+        if journal is not None and not journal.has_room(RECORD.size + len(payload)):
+            return Pending(key, payload, b"", b"", False, begun_ns)
         try:
             sequence = self._writer.try_put(payload, key)
         except Closed:
@@ -125,11 +169,36 @@ class Acceptor:
             return draining()
         if sequence is None:
             return Pending(key, payload, b"", b"", False, begun_ns)
-        return self._accepted(key, sequence, begun_ns)
+        if journal is None:
+            return self._accepted(key, sequence, begun_ns)
+        record = encode_record(key, payload, sequence=sequence, accepted_ns=time.time_ns())
+        journal.append(record)
+        return Unsynced(key, self._position(sequence), begun_ns)
+
+    def after_sync(self, callback: Callable[[], None]) -> None:
+        """Calls it when the order that is Unsynced is on disk. In the step of its accept."""
+        assert self.journal is not None
+        self.journal.after_sync(callback)
+
+    def acknowledge(self, unsynced: Unsynced) -> Queued | None:
+        """The answer to an order that is on disk now. None: there is none to be given, and the
+        connection ends. Another process is not sure of what is on disk, or the ring is lost; all
+        end."""
+        self.tally.accepted(unsynced.begun_ns)
+        return None if self._ring.closed else Queued(unsynced.key, unsynced.position)
+
+    async def acknowledged(self, unsynced: Unsynced) -> Answer:
+        """Waits for the sync; raises Unanswered. In the step of its accept."""
+        synced: asyncio.Future[Queued | None] = asyncio.get_running_loop().create_future()
+        self.after_sync(lambda: _settle(synced, self.acknowledge(unsynced)))
+        queued = await synced
+        if queued is None:
+            raise Unanswered
+        return queued.answer()
 
     async def finish(self, pending: Pending) -> Answer:
         """The answer to a pending order: it waits for room for the full timeout at most, and at
-        most COMPARE_S_MAX more for what an own id is compared with.
+        most COMPARE_S_MAX more for what an own id is compared with. Raises Unanswered.
 
         Cancelled, it leaves nothing: the order is not in the ring and never will be.
         """
@@ -149,6 +218,9 @@ class Acceptor:
         except Refused as refused:
             self.tally.count("database")
             return refused.answer
+        except RoomGone as gone:
+            self.tally.count("journal")
+            return no_room(str(gone))
 
     def _to_compare(self, key: bytes, payload: bytes, begun_ns: int) -> Answer | Pending:
         """An order that may have come before. Only these carry the hash of their body: nobody posts
@@ -160,9 +232,47 @@ class Acceptor:
         return Pending(key, payload, header, digest, True, begun_ns)
 
     async def _put(self, pending: Pending) -> Answer:
+        if self.journal is not None:
+            return await self._put_when_room(self.journal, pending)
         async with asyncio.timeout(self._full_timeout_s):
             sequence = await self._writer.put_async(pending.payload, pending.key, pending.header)
         return self._accepted(pending.key, sequence, pending.begun_ns).answer()
+
+    async def _put_when_room(self, journal: Journal, pending: Pending) -> Answer:
+        async with asyncio.timeout(self._full_timeout_s):
+            size = await journal.reserve(RECORD.size + len(pending.header) + len(pending.payload))
+            try:
+                sequence = await self._writer.put_async(
+                    pending.payload, pending.key, pending.header
+                )
+                # In the step of the put: nothing can come between.
+                unsynced = self._append(journal, pending, sequence)
+            finally:
+                journal.release(size)
+        return await self.acknowledged(unsynced)
+
+    def _append(self, journal: Journal, pending: Pending, sequence: int) -> Unsynced:
+        journal.append(
+            encode_record(
+                pending.key,
+                pending.payload,
+                pending.header,
+                sequence=sequence,
+                accepted_ns=time.time_ns(),
+            )
+        )
+        return Unsynced(pending.key, self._position(sequence), pending.begun_ns)
+
+    async def _append_again(self, journal: Journal, pending: Pending, sequence: int) -> None:
+        """Has a repeat on disk, whose first record may not be there yet, nor its commit."""
+        async with asyncio.timeout(self._full_timeout_s):
+            size = await journal.reserve(RECORD.size + len(pending.header) + len(pending.payload))
+        self._append(journal, pending, sequence)
+        journal.release(size)
+        synced: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        journal.after_sync(lambda: _settle(synced, self._ring.closed))
+        if await synced:
+            raise Unanswered
 
     async def _put_once(self, pending: Pending) -> Answer:
         # An item only moves forwards (ring, hand, database), so looking in that order finds it.
@@ -174,12 +284,18 @@ class Acceptor:
             order_id = format_uuid(pending.key)
             self.tally.count("conflict")
             return problem(422, f"order_id {order_id} was posted before with another body")
+        if self.journal is not None:
+            sequence = 0 if found is None else found.item.sequence
+            await self._append_again(self.journal, pending, sequence)
         return order_answer(pending.key, earlier.status, earlier.position, REPLAYED)
 
     def _accepted(self, key: bytes, sequence: int, begun_ns: int) -> Queued:
         self.tally.accepted(begun_ns)
+        return Queued(key, self._position(sequence))
+
+    def _position(self, sequence: int) -> int:
         position = sequence - self._mapping.head
-        return Queued(key, position if position > 0 else 0)
+        return position if position > 0 else 0
 
     def _not_an_order(self, error: Malformed | Invalid) -> Answer:
         if isinstance(error, Invalid):
@@ -215,6 +331,24 @@ def in_flight(found: Found) -> Earlier:
     if found.place == "ring":
         return Earlier(digest, "queued", found.position or 0)
     return Earlier(digest, "processing")
+
+
+def _settle(future: asyncio.Future[T], result: T) -> None:
+    """Unless whoever waited is gone."""
+    if not future.done():
+        future.set_result(result)
+
+
+def no_room(reason: str) -> Answer:
+    """503: the disk is full, or whatever keeps the journal from growing."""
+    detail = f"nothing was taken in, the journal has no room (--data-dir): {reason}"
+    return unavailable(detail, NO_ROOM_RETRY_AFTER_S)
+
+
+def recovering() -> Answer:
+    """503 until what was answered before a power loss is back in the ring."""
+    detail = "the orders of before a power loss are put back first, nothing else is taken in"
+    return unavailable(detail, NO_ROOM_RETRY_AFTER_S)
 
 
 def draining() -> Answer:

@@ -53,12 +53,26 @@ class Queued(Struct, frozen=True):
         return order_answer(self.key, "queued", self.position)
 
 
+class Unsynced(Struct, frozen=True):
+    """An order that lies in the ring and is not on disk yet; `begun_ns`: when its request was
+    whole, of time.perf_counter_ns."""
+
+    key: bytes
+    position: int
+    begun_ns: int
+
+
 class Refused(Exception):
     """Ends the handling of a request with an answer."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
         self.answer = answer
+
+
+class Unanswered(Exception):
+    """Ends the handling of a request without an answer, and its connection: what it ordered is in
+    the ring, so that 503 would be wrong, and 202 can't be promised."""
 
 
 class Problem(Struct, omit_defaults=True):

@@ -18,15 +18,21 @@ from ingest.orders import GetOrder, PostOrder
 from ingest.stock import Stock
 from processors.settings import Settings
 from processors.tally import Tally
-from ringbuf import Ring, Writer
+from ringbuf import Journal, Ring, Writer
 
 
 def make_acceptor(
-    settings: Settings, ring: Ring, writer: Writer, database: Database, tally: Tally
+    settings: Settings,
+    ring: Ring,
+    writer: Writer,
+    database: Database,
+    tally: Tally,
+    *,
+    journal: Journal | None = None,
 ) -> Acceptor:
     """The one way in, for the application and for the lane."""
     find, timeout_s = Lookup(database).find, settings.ring.full_timeout_s
-    return Acceptor(ring, writer, find, timeout_s, tally=tally)
+    return Acceptor(ring, writer, find, timeout_s, tally=tally, journal=journal)
 
 
 def make_app(settings: Settings, ring: Ring, acceptor: Acceptor, database: Database) -> Starlette:

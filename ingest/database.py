@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import sqlalchemy as sa
 
 from ingest.answers import Refused, unavailable
-from processors.store import Store, StoreError, StoreUnavailable
+from processors.store import Store, StoreBroken, StoreError, StoreUnavailable
 
 THREADS = 4
 RETRY_AFTER_S = 5
@@ -21,14 +21,21 @@ T = TypeVar("T")
 
 
 class Database:
-    """Runs functions that take the store first, in threads.
+    """Runs functions that take the store first, in threads. `on_broken`: called by the
+    loop when a write or a sync of the database has failed; it is not expected to return.
 
     A question waits in its own request until a thread is free, so nothing queues up for clients
     that are gone: what waits is bounded by the front's connections.
     """
 
-    def __init__(self, store: Store, threads: int = THREADS) -> None:
+    def __init__(
+        self,
+        store: Store,
+        threads: int = THREADS,
+        on_broken: Callable[[StoreBroken], object] | None = None,
+    ) -> None:
         self._store = store
+        self._on_broken = on_broken or (lambda _: None)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rasher-database")
         self._free = asyncio.Semaphore(threads)
         self._probe: asyncio.Task[bool] | None = None
@@ -38,8 +45,17 @@ class Database:
     ) -> T:
         """What the function returns; Refused with 503 when the database can't be asked."""
         loop = asyncio.get_running_loop()
+
+        def answer() -> T:
+            try:
+                return function(self._store, *args, **kwargs)
+            except StoreBroken as error:
+                # From here, for whoever asked may be gone; and before anybody is answered.
+                loop.call_soon_threadsafe(self._on_broken, error)
+                raise
+
         await self._free.acquire()
-        future = self._pool.submit(function, self._store, *args, **kwargs)
+        future = self._pool.submit(answer)
         # Not when the caller stops waiting: the thread is busy until the function returns.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
         try:

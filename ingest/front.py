@@ -18,11 +18,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -36,8 +38,12 @@ from ingest.lane import LaneProtocol
 from ingest.memo import Memo
 from ingest.protocol import FrontProtocol
 from processors.child import RETIRE, Child, enter
+from processors.doubt import give_up
+from processors.journal import journal_rules, make_journal_dir
 from processors.settings import Settings
 from processors.store import Store
+from processors.tally import SYNC_US, Tally
+from ringbuf import Journal
 
 DATE_REFRESH_S = 1.0
 KEEP_ALIVE_S = 5
@@ -234,18 +240,51 @@ async def serve(child: Child) -> None:
     assert listen_fd is not None
     loop = asyncio.get_running_loop()
     child.watch_parent(loop)
+    give_up_here = partial(give_up, child.ring)
     store = Store.open(settings.database)
-    database = Database(store)
+    database = Database(store, on_broken=give_up_here)
     with child.ring.writer() as writer:
         tally = child.tally("writer", writer.index)
-        acceptor = make_acceptor(settings, child.ring, writer, database, tally)
+        journal = await open_journal(child, tally)
+        acceptor = make_acceptor(settings, child.ring, writer, database, tally, journal=journal)
+        hold_back(child, acceptor)
         app = make_app(settings, child.ring, acceptor, database)
         server = FrontServer(app, acceptor, socket.socket(fileno=listen_fd), settings)
         loop.add_signal_handler(signal.SIGTERM, server.drain)
         loop.add_signal_handler(RETIRE, server.retire)
         await server.run_until_drained(child.ready)
+        if journal is not None:
+            await journal.close()
     await database.close()
     store.close()
+
+
+async def open_journal(child: Child, tally: Tally) -> Journal | None:
+    """This front's, if `--durability` wants one. Without room for it, it goes on trying."""
+    launch = child.launch
+    if launch.settings.durability == "memory":
+        return None
+    make_journal_dir(launch.settings)
+    rules = journal_rules(launch.settings, child.ring.epoch, bytes.fromhex(launch.database))
+    journal = await Journal.open(rules, partial(give_up, child.ring))
+    journal.on_sync = lambda sync_ns, _: tally.observe(SYNC_US, sync_ns // 1000)
+    return journal
+
+
+def hold_back(child: Child, acceptor: Acceptor) -> None:
+    """Takes nothing in until the supervisor has put back what the journal holds."""
+    gate_fd = child.launch.gate_fd
+    if gate_fd is None:
+        return
+    acceptor.recovering = True
+    loop = asyncio.get_running_loop()
+
+    def opened() -> None:
+        loop.remove_reader(gate_fd)
+        os.close(gate_fd)
+        acceptor.recovering = False
+
+    loop.add_reader(gate_fd, opened)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ingest.exchange import HungUp, Scope
 
 # ASGI extension of our protocol. `on_hangup(callback)` calls back when the client goes away, None
-# takes it back; one at a time.
+# takes it back; one at a time. `abort()` ends the connection.
 CONNECTION = "rasher.connection"
 
 T = TypeVar("T")
@@ -41,3 +41,13 @@ async def unless_hung_up(scope: Scope, wait: Coroutine[Any, Any, T]) -> T:
         raise
     finally:
         on_hangup(None)
+
+
+async def cut_off(scope: Scope) -> None:
+    """Ends the connection without an answer, and returns when it has ended."""
+    connection = scope.get("extensions", {}).get(CONNECTION)
+    gone = asyncio.Event()
+    if connection is not None:  # behind another server than ours the end of the process ends it
+        connection["on_hangup"](gone.set)
+        connection["abort"]()
+    await gone.wait()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ingest.accept import Acceptor, draining
+from ingest.accept import Acceptor
 from ingest.answers import Answer, json_answer, unavailable
 from ingest.database import Database
 from ingest.exchange import Receive, Scope
@@ -31,8 +31,9 @@ class Readyz:
 
     async def __call__(self, scope: Scope, _receive: Receive) -> Answer:
         self._acceptor.meter.note()
-        if self._acceptor.closing:
-            return draining()
+        refusal = self._acceptor.refusal()
+        if refusal is not None:
+            return refusal
         full_s = full_for_s(self._ring)
         if full_s > self._full_timeout_s:
             detail = f"the ring has been full for {full_s:.1f} s (--full-timeout)"
@@ -44,6 +45,7 @@ class Readyz:
 
     async def _degraded(self, full_s: float) -> list[str]:
         parts = [] if await self._database.reachable() else ["database"]
+        parts += ["journal"] if self._acceptor.trouble else []
         return [*parts, "ring"] if full_s else parts
 
     def _figures(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ behind any other, goes to the application untouched; the accept function is the 
     head, body in one read    accept -> 202, 4xx, 503 written at once
     the same head again       the same without the parser
     the body comes later      a cycle stands for the request until it is whole (408 at BODY_S_MAX)
+    Unsynced                  a cycle stands for the request until its order is on disk
     Pending                   a task of its own waits; the connection holds what comes behind
 """
 
@@ -19,8 +20,8 @@ from typing import Any
 
 from ingest import exchange
 from ingest._lane import render_queued
-from ingest.accept import Acceptor, Pending
-from ingest.answers import Answer, Queued, server_mistake
+from ingest.accept import Accepted, Acceptor, Pending
+from ingest.answers import Answer, Queued, Unanswered, Unsynced, server_mistake
 from ingest.exchange import JSON_TYPE, too_slow
 from ingest.memo import Memo
 from ingest.protocol import HEAD_BYTES_MAX, HEADERS_MAX, FrontProtocol, HeadTooLarge, head_too_large
@@ -74,6 +75,7 @@ class LaneProtocol(FrontProtocol):
         self._body_bytes_max = body_bytes_max
         self._on_lane = False  # the request that is being read
         self._body: bytes | bytearray = b""
+        self._unsynced: tuple[LaneCycle, Unsynced] | None = None
         self._body_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
@@ -140,19 +142,47 @@ class LaneProtocol(FrontProtocol):
         self._take(body if type(body) is bytes else bytes(body))
 
     def _take(self, body: bytes) -> None:
-        answer: Answer | Queued | Pending
+        answer: Accepted
         try:
             answer = self._acceptor.accept(body)
         except Exception:
             answer = self._mistake()
+        if isinstance(answer, Unsynced):
+            self._unsynced = self._begin_cycle(), answer
+            self._acceptor.after_sync(self._synced)
+            return
         if self._body_timer is not None or isinstance(answer, Pending):
             self._answer_later(answer)
             return
         if isinstance(answer, Queued):
-            head = self._memo.queued_head(self.server_state.default_headers)
-            self.transport.write(render_queued(head, answer.key, answer.position))
+            self._write_queued(answer)
         else:
             self._write(answer)
+        self._begin_idleness()
+
+    def _synced(self) -> None:
+        """The order that this connection waits for is on disk."""
+        assert self._unsynced is not None
+        (cycle, unsynced), self._unsynced = self._unsynced, None
+        queued = self._acceptor.acknowledge(unsynced)
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        if queued is None:
+            self.transport.abort()
+            return
+        newest: Any = self.cycle
+        if cycle is not newest or not cycle.keep_alive or self._held or self._owed_refusal:
+            self._complete(cycle, queued.answer())
+            return
+        cycle.response_started = cycle.response_complete = True
+        self._write_queued(queued)
+        self._begin_idleness()
+
+    def _write_queued(self, queued: Queued) -> None:
+        head = self._memo.queued_head(self.server_state.default_headers)
+        self.transport.write(render_queued(head, queued.key, queued.position))
+
+    def _begin_idleness(self) -> None:
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._watch_idleness(self.timeout_keep_alive)
@@ -228,13 +258,7 @@ class LaneProtocol(FrontProtocol):
 
     def _answer_later(self, answer: Answer | Queued | Pending) -> None:
         """By the cycle that stands for the request: it began before this read, or has to wait."""
-        cycle: Any = self.cycle
-        if self._body_timer is None:
-            cycle = self.cycle = LaneCycle(more_body=False)  # type: ignore[assignment]
-        else:
-            self._body_timer.cancel()
-            self._body_timer = None
-            cycle.more_body = False
+        cycle = self._begin_cycle()
         if isinstance(answer, Pending):
             task = self.loop.create_task(self._finish(answer, cycle))
             self.tasks.add(task)
@@ -243,6 +267,16 @@ class LaneProtocol(FrontProtocol):
         else:
             self._complete(cycle, answer.answer() if isinstance(answer, Queued) else answer)
 
+    def _begin_cycle(self) -> LaneCycle:
+        cycle: Any = self.cycle
+        if self._body_timer is None:
+            cycle = self.cycle = LaneCycle(more_body=False)  # type: ignore[assignment]
+        else:
+            self._body_timer.cancel()
+            self._body_timer = None
+            cycle.more_body = False
+        return cycle  # type: ignore[no-any-return]
+
     async def _finish(self, pending: Pending, cycle: LaneCycle) -> None:
         try:
             answer = await self._acceptor.finish(pending)
@@ -250,6 +284,9 @@ class LaneProtocol(FrontProtocol):
             if cycle.disconnected:  # nobody is there to be answered
                 return
             raise
+        except Unanswered:
+            self.transport.abort()
+            return
         except Exception:
             answer = self._mistake()
         finally:

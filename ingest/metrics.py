@@ -61,6 +61,7 @@ class Pages(Collector):
     def collect(self) -> Iterator[Metric]:
         """Reads every page once."""
         pages = self._ring.pages()
+        of_workers, of_fronts = pages[: self._ring.readers], pages[self._ring.readers :]
         total = sums(pages)
         yield CounterMetricFamily(
             "rasher_orders_accepted", "Orders put into the ring.", total[WORD["accepted"]]
@@ -76,12 +77,16 @@ class Pages(Collector):
         )
         yield from self._of_the_ring()
         yield self._histogram(
-            "rasher_accept_seconds", "From a request read whole to its order in the ring.",
+            "rasher_accept_seconds", "From a request read whole to its order in the ring, synced.",
             total, "accept_us",
         )  # fmt: skip
         yield self._histogram(
-            "rasher_queue_seconds", "From the ring to a worker's hand.", total, "queue_us"
+            "rasher_journal_sync_seconds", "Of a group of the journal.", sums(of_fronts), "sync_us"
         )
+        yield self._histogram(
+            "rasher_queue_seconds", "From the ring to a worker's hand.", sums(of_workers),
+            "queue_us",
+        )  # fmt: skip
         yield self._histogram(
             "rasher_commit_seconds", "Of a batch: begin to commit and release.", total, "commit_us"
         )

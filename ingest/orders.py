@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from ingest.accept import Acceptor, Pending
-from ingest.answers import Answer, Queued, Refused, json_answer, problem
+from ingest.accept import Accepted, Acceptor, Pending
+from ingest.answers import Answer, Queued, Refused, Unanswered, Unsynced, json_answer, problem
 from ingest.database import Database
 from ingest.exchange import HungUp, Receive, Scope, Send, deliver, header, read_json_body
-from ingest.hangup import unless_hung_up
+from ingest.hangup import cut_off, unless_hung_up
 from processors.orders import find_order
 from processors.quantity import format_quantity
 from processors.schema import Order, format_instant, format_uuid, load_order, parse_uuid
@@ -29,16 +29,26 @@ class PostOrder:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_json_body(scope, receive, self._body_bytes_max)
-            accepted = self._acceptor.accept(body)
-            answer = accepted.answer() if isinstance(accepted, Queued) else accepted
-            if isinstance(answer, Pending):
-                answer = await unless_hung_up(scope, self._acceptor.finish(answer))
+            answer = await self._answer(scope, self._acceptor.accept(body))
         except Refused as refused:
             answer = refused.answer
             self._acceptor.tally.refused(answer.status)
         except HungUp:
             return
+        except Unanswered:
+            await cut_off(scope)
+            return
         await deliver(answer, receive, send)
+
+    async def _answer(self, scope: Scope, accepted: Accepted) -> Answer:
+        match accepted:
+            case Queued():
+                return accepted.answer()
+            case Unsynced():
+                return await unless_hung_up(scope, self._acceptor.acknowledged(accepted))
+            case Pending():
+                return await unless_hung_up(scope, self._acceptor.finish(accepted))
+        return accepted
 
 
 class GetOrder:

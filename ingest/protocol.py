@@ -148,7 +148,9 @@ class FrontProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._seen_bytes = 0
-        self.scope["extensions"] = {CONNECTION: {"on_hangup": self.on_hangup}}
+        self.scope["extensions"] = {
+            CONNECTION: {"on_hangup": self.on_hangup, "abort": self.transport.abort}
+        }
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))

@@ -13,16 +13,18 @@ from typing import Any
 import httpx
 import pytest
 
+from ingest.accept import Acceptor
 from ingest.app import make_acceptor, make_app
 from ingest.database import Database
 from ingest.front import FrontServer
+from processors.journal import journal_rules, make_journal_dir
 from processors.pipeline import fefo
-from processors.settings import HttpSettings, RingSettings, Settings
+from processors.settings import HttpSettings, JournalSettings, RingSettings, Settings
 from processors.stop import Stop
 from processors.store import Store, migrate
 from processors.tally import OWNER, Tally
 from processors.worker import BaconWorker, Rules
-from ringbuf import Reader, Ring, Writer
+from ringbuf import Journal, Reader, Ring, Writer
 
 PATIENCE_S = 20.0
 
@@ -80,6 +82,8 @@ class Service:
     server: FrontServer
     port: int
     client: httpx.AsyncClient
+    acceptor: Acceptor
+    errors: list[OSError]  # of the journal
     raws: list[Raw] = field(default_factory=list)
 
     async def raw(self) -> Raw:
@@ -123,14 +127,9 @@ Start = Callable[..., Awaitable[Service]]
 
 
 @asynccontextmanager
-async def running(
-    folder: Path, ring: RingSettings, http: HttpSettings, drain_timeout_s: float
-) -> AsyncIterator[Service]:
-    url = f"sqlite:///{folder}/rasher.db"
+async def running(settings: Settings) -> AsyncIterator[Service]:
+    folder, url, ring = Path(settings.data_dir), settings.database, settings.ring
     migrate(url)
-    settings = Settings(
-        data_dir=str(folder), database=url, ring=ring, http=http, graceful_timeout_s=drain_timeout_s
-    )
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     store = Store.open(url, busy_timeout_s=0.2)
@@ -143,7 +142,13 @@ async def running(
     ):
         tally = Tally(shared.page("writer", writer.index))
         tally.page[OWNER] = 1
-        acceptor = make_acceptor(settings, shared, writer, database, tally)
+        errors: list[OSError] = []
+        journal = None
+        if settings.durability == "disk":
+            rules = journal_rules(settings, shared.epoch, bytes(16))
+            make_journal_dir(settings)
+            journal = await Journal.open(rules, errors.append)
+        acceptor = make_acceptor(settings, shared, writer, database, tally, journal=journal)
         app = make_app(settings, shared, acceptor, database)
         server = FrontServer(app, acceptor, listener, settings)
         serving = asyncio.create_task(server.run_until_drained(ready.set))
@@ -153,13 +158,16 @@ async def running(
             base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, limits=limits, trust_env=False
         ) as client:
             service = Service(
-                settings, shared, writer, reader, store, database, server, port, client
-            )
+                settings, shared, writer, reader, store, database, server, port, client,
+                acceptor, errors,
+            )  # fmt: skip
             yield service
             for raw in service.raws:
                 raw.writer.close()
         server.drain()
         await asyncio.wait_for(serving, PATIENCE_S)
+        if journal is not None:
+            await journal.close()
         await database.close()
     store.close()
 
@@ -169,12 +177,20 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     """Starts fronts: start(capacity=..., full_timeout_s=..., max_connections=..., ...)."""
     async with AsyncExitStack() as stack:
 
-        async def starting(drain_timeout_s: float = 5.0, **settings: Any) -> Service:
-            http = {name: settings.pop(name) for name in HTTP_NAMES & settings.keys()}
-            context = running(
-                tmp_path, RingSettings(**settings), HttpSettings(**http), drain_timeout_s
+        async def starting(
+            drain_timeout_s: float = 5.0, durability: str = "memory", **given: Any
+        ) -> Service:
+            http = {name: given.pop(name) for name in HTTP_NAMES & given.keys()}
+            settings = Settings(
+                data_dir=str(tmp_path),
+                database=f"sqlite:///{tmp_path}/rasher.db",
+                durability=durability,
+                ring=RingSettings(**given),
+                http=HttpSettings(**http),
+                graceful_timeout_s=drain_timeout_s,
+                journal=JournalSettings(segment_bytes=2**17),
             )
-            return await stack.enter_async_context(context)
+            return await stack.enter_async_context(running(settings))
 
         yield starting
 

@@ -7,6 +7,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from ingest.answers import Queued
 from ingest.lane import LaneProtocol
 from ingest.memo import Memo
 from processors.schema import parse_uuid
-from tests.ingest.twins import BODY_BYTES_MAX, DATE, Front, Wire, front
+from tests.ingest.twins import BODY_BYTES_MAX, DATE, Front, Wire, front, journaled
 
 T = TypeVar("T")
 GOOD = b'{"customer":"Funky Foods","lines":[{"sku":"BELLY","quantity":"1.5"}]}'
@@ -116,11 +117,16 @@ def in_a_loop(run: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return runner.run(run())
 
 
-def both(folder: Path, reads: list[bytes], turns: int = 0) -> list[tuple[bytes, Any]]:
-    """What each twin answers and has accepted, the lane's first."""
+def both(
+    folder: Path, reads: list[bytes], turns: int = 0, *, disk: bool = False
+) -> list[tuple[bytes, Any]]:
+    """What each twin answers and has accepted, the lane's first; `disk`: with a journal each."""
 
     async def ask(lane: str) -> tuple[bytes, Any]:
-        with front(folder, lane) as twin:
+        async with AsyncExitStack() as stack:
+            twin = stack.enter_context(front(folder, lane))
+            if disk:
+                await stack.enter_async_context(journaled(twin, folder / lane))
             return await twin.converse(reads, turns), twin.accepted()
 
     return [in_a_loop(lambda lane=lane: ask(lane)) for lane in ("on", "off")]  # type: ignore[misc]
@@ -129,9 +135,11 @@ def both(folder: Path, reads: list[bytes], turns: int = 0) -> list[tuple[bytes, 
 @settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(reads=conversations(), turns=st.sampled_from([0, 1, 3, 30]))
-def test_lane_and_application_answer_alike(tmp_path: Path, reads: list[bytes], turns: int) -> None:
-    lane, application = both(tmp_path, reads, turns)
+@given(reads=conversations(), turns=st.sampled_from([0, 1, 3, 30]), disk=st.booleans())
+def test_lane_and_application_answer_alike(
+    tmp_path: Path, reads: list[bytes], turns: int, disk: bool
+) -> None:
+    lane, application = both(tmp_path, reads, turns, disk=disk)
     assert lane == application
 
 
@@ -140,11 +148,11 @@ def test_lane_and_application_answer_alike(tmp_path: Path, reads: list[bytes], t
 @settings(
     max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(reads=conversations(), turns=st.sampled_from([0, 1, 3, 30]))
+@given(reads=conversations(), turns=st.sampled_from([0, 1, 3, 30]), disk=st.booleans())
 def test_lane_and_application_answer_alike_for_long(
-    tmp_path: Path, reads: list[bytes], turns: int
+    tmp_path: Path, reads: list[bytes], turns: int, disk: bool
 ) -> None:
-    lane, application = both(tmp_path, reads, turns)
+    lane, application = both(tmp_path, reads, turns, disk=disk)
     assert lane == application
 
 

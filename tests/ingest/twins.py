@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ingest.lookup import Earlier
 from ingest.protocol import FrontProtocol
 from processors.settings import HttpSettings, RingSettings, Settings
 from processors.store import Store
-from ringbuf import Reader, Ring
+from ringbuf import Journal, JournalRules, Reader, Ring, SegmentHeader, own_identity
 
 BODY_BYTES_MAX = 2048
 PATIENCE_S = 20
@@ -66,6 +66,20 @@ class Wire(asyncio.Transport):
             self.lost = True
             self.ours.close()
             self.protocol.connection_lost(None)
+
+
+@asynccontextmanager
+async def journaled(twin: Front, folder: Path) -> AsyncIterator[list[OSError]]:
+    """With a journal behind it, of small segments; yields the errors that it met."""
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240 - it takes no time
+    errors: list[OSError] = []
+    header = SegmentHeader(0, twin.ring.epoch, bytes(16), bytes(16), own_identity(), 0)
+    rules = JournalRules(folder, header, segment_bytes=2**16, segments_max=64)
+    twin.acceptor.journal = await Journal.open(rules, errors.append)
+    try:
+        yield errors
+    finally:
+        await twin.acceptor.journal.close()
 
 
 async def never_stored(_key: bytes) -> Earlier | None:
