@@ -38,6 +38,8 @@ from processors.datadir import (
     read_link,
     remove_ring,
 )
+from processors.doubt import EXIT_DOUBT
+from processors.journal import journal_dir
 from processors.logs import set_up_logging
 from processors.moving import Mover
 from processors.parent import (
@@ -51,8 +53,14 @@ from processors.parent import (
     Processes,
     module_command,
 )
-from processors.policy import MIGRATE_EVERY_S, begin, decide
-from processors.premises import check_database_file, check_processor, raise_file_limit
+from processors.policy import begin, decide
+from processors.premises import (
+    check_database_file,
+    check_processor,
+    prepare_journal,
+    raise_file_limit,
+)
+from processors.recovery import Recovery
 from processors.settings import (
     HELP_FLAGS,
     Settings,
@@ -62,6 +70,7 @@ from processors.settings import (
     unknown_flag,
     usage,
 )
+from processors.spill import spill
 from processors.tree import (
     Action,
     Announce,
@@ -76,6 +85,7 @@ from processors.tree import (
     Migrated,
     Moved,
     Ready,
+    Recovered,
     RingLost,
     Say,
     Send,
@@ -83,9 +93,10 @@ from processors.tree import (
     Tick,
     Unreachable,
 )
+from processors.visits import asked, migrated, name_of_database, tidy
 from ringbuf import Ring, RingError
 
-EXIT_USAGE, EXIT_CANNOT_START, EXIT_DOUBT = 2, 3, 4
+EXIT_USAGE = 2
 # The longest sleep: how late a lost ring file is noticed, and all that an idle tree wakes for.
 TICK_S = 1.0
 # How long moving orders into a full ring keeps the tree from hearing anything else.
@@ -105,14 +116,23 @@ class Tree:
         ring: Ring,
         processes: Processes,
         has_schema: bool,
+        *,
         mover: Mover,
+        recovery: Recovery,
     ) -> None:
         self.settings = settings
         self.ring = ring
         self.processes = processes
         self.mover = mover
-        self.state = begin(settings, time.monotonic(), has_schema, moving=not mover.done)
+        self.recovery = recovery
+        self.state = begin(
+            settings, time.monotonic(), migrated=has_schema,
+            moving=not mover.done, recovering=not recovery.done,
+        )  # fmt: skip
         self.looked = time.monotonic()
+        self.ask_at = 0.0  # when the database is asked (again) what of the journal it knows
+        if not recovery.done:
+            processes.hold_fronts()
 
     def run(self) -> int:
         """-> the exit code."""
@@ -122,6 +142,7 @@ class Tree:
             self.look_at_file()
             self.feed(Tick(**self.seen()))
             self.move()
+            self.recover()
         return self.finish()
 
     def ended(self) -> bool:
@@ -132,7 +153,8 @@ class Tree:
         return {"now": time.monotonic(), "left": left}
 
     def left(self) -> Left:
-        return Left(self.ring.depth + self.mover.left(), self.hands())
+        arriving = self.mover.left() + self.recovery.left()
+        return Left(self.ring.depth + arriving, self.hands())
 
     def hands(self) -> tuple[int, ...]:
         held = self.ring.held_count
@@ -158,6 +180,26 @@ class Tree:
                 raise CannotStart(f"--port {self.settings.http.port}: {error.strerror}") from error
             self.feed(Moved(**self.seen()))
 
+    def recover(self) -> None:
+        """What fits of the journal's orders, after those of other settings, which are older."""
+        state, recovery = self.state, self.recovery
+        if not state.recovering or state.moving or state.phase not in ("running", "draining"):
+            return
+        if not recovery.looked and not self.ask_database():
+            return
+        recovery.step(MOVE_S)
+        if recovery.done:
+            self.processes.release_fronts()
+            self.feed(Recovered(**self.seen()))
+
+    def ask_database(self) -> bool:
+        """Whether it said what is to be put back."""
+        now = time.monotonic()
+        if not self.state.migrated or now < self.ask_at:
+            return False
+        self.ask_at = now + TICK_S
+        return asked(self.settings, self.recovery.look) is not None
+
     def look_at_file(self) -> None:
         now = time.monotonic()
         if now - self.looked >= TICK_S and not self.state.lost:
@@ -167,8 +209,8 @@ class Tree:
 
     def patience(self) -> float:
         """Seconds until the clock itself has something to say."""
-        if self.state.moving:
-            return 0.0  # it waits in move
+        if self.state.moving or (self.state.recovering and self.recovery.looked):
+            return 0.0  # it waits in move, in recover
         kids = self.state.kids.values()
         due = [kid.since for kid in kids if kid.phase == "down" and self.state.migrated]
         due += [self.state.deadline] if self.state.deadline is not None else []
@@ -183,8 +225,11 @@ class Tree:
                 return Asked(now=time.monotonic(), left=left, number=heard.number)
             case HeardEnd():
                 how = f"pid {heard.pid} {ending(heard.returncode)}"
-                clean = not heard.returncode
-                return Ended(**self.seen(), key=heard.key, how=how, clean=clean, heir=heard.heir)
+                code = heard.returncode
+                return Ended(
+                    **self.seen(), key=heard.key, how=how, clean=not code, heir=heard.heir,
+                    doubt=code == EXIT_DOUBT,
+                )  # fmt: skip
 
     def feed(self, event: Event) -> None:
         self.state, actions = decide(self.state, event)
@@ -203,11 +248,17 @@ class Tree:
                 self.close_ring()
             case Migrate():
                 done = migrated(self.settings)
+                if done:
+                    self.name_database()
                 self.feed((Migrated if done else Unreachable)(**self.seen()))
             case Announce():
                 self.announce()
             case Say():
                 log.log(action.level, "%s", action.text)
+
+    def name_database(self) -> None:
+        """For the segments that are made from now on."""
+        self.processes.database = name_of_database(self.settings) or self.processes.database
 
     def to_adopt(self, key: Key) -> list[int]:
         """Hands that no worker owns, for more workers once took part: worker 0 works them off."""
@@ -241,22 +292,40 @@ class Tree:
         )  # fmt: skip
 
     def finish(self) -> int:
+        count = count_orders(self.ring) + self.mover.left()
+        rings = [*self.mover.rings, self.ring]
+        spilled = not count or self.spill(rings)
         if self.state.migrated:
-            tidy(self.settings)
-        count, path = count_orders(self.ring), self.ring.path
-        if self.state.lost:
-            log.error("stopped because %s is gone; orders lost with it: %d", path, count)
-            return EXIT_DOUBT
-        count += self.mover.left()
+            tidy(self.settings, empty=not count + self.recovery.left())
         if count:
-            data_dir = self.settings.data_dir
-            path = ", ".join(map(str, read_link(self.settings)))
-            log.warning("stopped; %d orders remain in %s for the next start on %s: it must be "
-                        "before the machine restarts", count, path, data_dir)  # fmt: skip
-        else:
+            self.tell_of_left(count, spilled=spilled)
+        elif not self.state.lost:
             remove_ring(self.settings, self.ring)
             log.info("stopped, no order is left in the ring")
-        return 0
+        if not self.recovery.done:
+            log.warning("stopped before all that the journal holds was put back; it stays there "
+                        "for the next start: %s", journal_dir(self.settings))  # fmt: skip
+        if self.state.lost:
+            log.error("stopped because %s is gone", self.ring.path)
+        return EXIT_DOUBT if self.state.lost or self.state.doubted else 0
+
+    def spill(self, rings: Sequence[Ring]) -> bool:
+        """Whether what they hold is on disk."""
+        try:
+            spill(self.settings, rings, self.processes.database)
+        except OSError as error:
+            log.error("what is in the ring can't be written to the journal: %s", error)
+            return False
+        return True
+
+    def tell_of_left(self, count: int, *, spilled: bool) -> None:
+        paths = [] if self.state.lost else list(map(str, read_link(self.settings)))
+        paths += [str(journal_dir(self.settings))] if spilled else []
+        until = "" if spilled else ": it must be before the machine restarts"
+        log.warning(
+            "stopped; %d orders remain in %s for the next start on %s%s",
+            count, ", ".join(paths) or "nothing", self.settings.data_dir, until,
+        )  # fmt: skip
 
 
 def ending(returncode: int) -> str:
@@ -266,31 +335,6 @@ def ending(returncode: int) -> str:
     with contextlib.suppress(ValueError):
         return f"was ended by {signal.Signals(-returncode).name}"
     return f"was ended by signal {-returncode}"
-
-
-def migrated(settings: Settings) -> bool:
-    """Brings the database to this version's schema; False: it can't be reached now."""
-    # Takes as long to import as all the rest: a refused start or --help has no use for it.
-    from processors.store import StoreError, StoreUnavailable, migrate  # noqa: PLC0415
-
-    try:
-        migrate(settings.database)
-    except StoreUnavailable as error:
-        log.warning("%s; tried again every %g s (--database)", error, MIGRATE_EVERY_S)
-        return False
-    except StoreError as error:
-        raise CannotStart(f"--database: {error}") from error
-    return True
-
-
-def tidy(settings: Settings) -> None:
-    """Everybody who used the database has ended; what they left beside it is no error."""
-    from processors.store import StoreError, StoreUnavailable, leave_one_file  # noqa: PLC0415
-
-    try:
-        leave_one_file(settings.database)
-    except (StoreError, StoreUnavailable) as error:
-        log.info("SQLite's WAL stays beside the database until the next start: %s", error)
 
 
 def run(settings: Settings, command: Command = module_command) -> int:
@@ -304,11 +348,13 @@ def run(settings: Settings, command: Command = module_command) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, hold_data_dir(settings))
         check_database_file(settings)
+        prepare_journal(settings)
         ring, older = open_rings(settings)
         stack.callback(ring.detach)
         mover = Mover(settings, ring, older)
         stack.callback(mover.close)
         try:
+            recovery = Recovery(settings, ring, {one.epoch for one in (ring, *older)})
             # Only now nobody of the run before writes to the database, or holds the port.
             has_schema = migrated(settings)
             listener = stack.enter_context(listen(settings.http, bound_only=not mover.done))
@@ -319,11 +365,15 @@ def run(settings: Settings, command: Command = module_command) -> int:
         processes = Processes(settings, ring, listener, command)
         stack.callback(processes.close)
         with processes.hearing_signals():
-            return Tree(settings, ring, processes, has_schema, mover).run()
+            tree = Tree(settings, ring, processes, has_schema, mover=mover, recovery=recovery)
+            if has_schema:
+                tree.name_database()
+            return tree.run()
 
 
 VERBS = {
     "audit": ("processors.audit", "proves that no order was lost or done twice; --ledger FILE"),
+    "ring": ("processors.inspector", "shows what a live ring and its journal hold; --json"),
     "lots": ("processors.lots", "add --file FILE: enters lots, one JSON object a line"),
     "load": ("ingest.load", "posts orders at a steady rate; --rate --duration --connections"),
     "version": ("", "prints the version"),
@@ -366,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         return failed(error, EXIT_USAGE)
     except CannotStart as error:
-        return failed(error, EXIT_CANNOT_START)
+        return failed(error, error.code)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

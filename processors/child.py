@@ -57,8 +57,10 @@ class Launch(Struct, frozen=True):
 
     alive_fd: read end of a pipe, end of file = the supervisor is gone. status_fd: write end.
     Of a worker only: adopt, further indexes whose hands it must work off before its own work;
-    work_off: it works off its own hand, takes nothing, and ends; gate_fd: it waits there for its
-    index and for what to adopt (give_turn), None: the index is its own from the start.
+    work_off: it works off its own hand, takes nothing, and ends.
+    gate_fd: a worker waits there for its index and for what to adopt (give_turn), None: the index
+    is its own from the start; a front takes nothing in until that end of a pipe is closed.
+    database: the 16 bytes that name the database, in hex; of one not asked yet, zeros.
     cause: why it follows another: signal or exit, how that one ended, or reload; "": it does not.
     """
 
@@ -74,6 +76,7 @@ class Launch(Struct, frozen=True):
     work_off: bool = False
     gate_fd: int | None = None
     cause: str = ""
+    database: str = "00" * 16
 
     @property
     def name(self) -> str:

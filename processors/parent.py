@@ -29,7 +29,7 @@ from processors.child import (
     give_turn,
     write_launch,
 )
-from processors.settings import Settings
+from processors.settings import UNKNOWN_DATABASE, Settings
 from ringbuf import Ring
 
 Key = tuple[Role, int]
@@ -121,6 +121,8 @@ class Processes:
         self.command = command
         self.by_key: dict[Key, Process] = {}
         self.heirs: dict[Key, Process] = {}
+        self.database = UNKNOWN_DATABASE  # what children are told that it is called
+        self.held: tuple[int, int] | None = None
         self.causes: dict[Key, str] = {}  # how the last process of a key ended
         self.selector = selectors.DefaultSelector()
         # Only this process has the write end: children read its end when we are gone.
@@ -174,10 +176,22 @@ class Processes:
         self.causes.pop(key, None)
         process.take_place(adopt)
 
+    def hold_fronts(self) -> None:
+        """Those that are started from now on take nothing in until `release_fronts`."""
+        self.held = os.pipe()
+
+    def release_fronts(self) -> None:
+        """They see the end of their pipe."""
+        held, self.held = self.held, None
+        for fd in held or ():
+            os.close(fd)
+
     def _launch(
         self, key: Key, status_fd: int, gate_fd: int | None, adopt: list[int], work_off: bool
     ) -> Launch:
         role, index = key
+        if role == "front" and self.held is not None:
+            gate_fd = self.held[0]
         cause = "reload" if key in self.by_key else self.causes.pop(key, "")
         return Launch(
             role=role,
@@ -192,6 +206,7 @@ class Processes:
             work_off=work_off,
             gate_fd=gate_fd,
             cause=cause,
+            database=self.database.hex(),
         )
 
     def _popen(self, launch: Launch) -> subprocess.Popen[bytes]:
@@ -258,5 +273,6 @@ class Processes:
         self.by_key.clear()
         self.heirs.clear()
         self.selector.close()
+        self.release_fronts()
         for fd in (self.alive_r, self.alive_w, self.wake_r, self.wake_w):
             os.close(fd)

@@ -26,11 +26,14 @@ A child (a front or a worker, with an index) is `down` until its time comes, `st
     draining  nobody lives and  ended     none
               the ring is empty
     draining  deadline          killing   KILL to all
+    running,  a child ended in  stopping  as INT; exit code 4
+    draining  doubt of the disk
     stopping  INT, QUIT, or     killing   KILL to all
               deadline
     stopping, nobody lives      ended     none
     killing
-    others    ring file lost    the same  none; exit code 4
+    others    ring file lost,   the same  none; exit code 4
+              or doubt
     others    HUP, TTIN, TTOU   the same  none
 
 HUP puts everybody in a queue; one at a time gets an heir, a second process for the same place:
@@ -59,7 +62,9 @@ Invariants. An index has at most one owner: it is given out only after the kerne
 one is gone, for its hand goes with it. A child that lived 5 s or more is started again at
 once; one that lived less, at once the first time, then after a delay that doubles up to 10 s.
 Workers are not started before the database has its schema, fronts not before a ring of other
-settings is moved into this one: those orders were first. Fronts don't wait for the database.
+settings is moved into this one: those orders were first. Fronts don't wait for the database, nor
+for what is put back from the journal after a power loss: they answer 503 meanwhile, for that may
+wait for the database. The ring is not closed before that is done.
 """
 
 from __future__ import annotations
@@ -71,8 +76,17 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from processors.child import RETIRE, Role
+from processors.child import Role
 from processors.parent import Key
+from processors.replacing import (
+    end_patience,
+    install,
+    on_heir_ended,
+    on_hup,
+    renounce,
+    replace_next,
+    retire,
+)
 from processors.settings import Settings
 from processors.tree import (
     Action,
@@ -83,13 +97,12 @@ from processors.tree import (
     Decision,
     Ended,
     Event,
-    Heir,
-    Install,
     Kid,
     Migrate,
     Migrated,
     Moved,
     Ready,
+    Recovered,
     RingLost,
     Say,
     Send,
@@ -105,18 +118,23 @@ BACKOFF_FIRST_S = 0.25
 BACKOFF_MOST_S = 10.0
 STOP_PATIENCE_S = 2.0
 MIGRATE_EVERY_S = 5.0
-HEIR_PATIENCE_S = 30.0
-# Beyond its own time a front waits for the last words of requests, a worker ends its interpreter.
-RETIRE_GRACE_S = 15.0
 
 
-def begin(settings: Settings, now: float, migrated: bool, moving: bool = False) -> State:
+def begin(
+    settings: Settings,
+    now: float,
+    *,
+    migrated: bool,
+    moving: bool = False,
+    recovering: bool = False,
+) -> State:
     fronts: list[Key] = [("front", index) for index in range(settings.http.fronts)]
     workers: list[Key] = [("worker", index) for index in range(settings.work.workers)]
     return State(
         kids={key: Kid("down", now) for key in fronts + workers},
         graceful_timeout_s=settings.graceful_timeout_s,
         moving=moving,
+        recovering=recovering,
         migrated=migrated,
         migrate_at=now + MIGRATE_EVERY_S,
     )
@@ -140,7 +158,11 @@ def settle(state: State, event: Event) -> Decision:
     closed, the tree has ended."""
     actions: list[Action] = []
     if state.phase == "running":
-        if not state.announced and all(kid.phase == "ready" for kid in state.kids.values()):
+        if (
+            not state.announced
+            and not state.recovering
+            and all(kid.phase == "ready" for kid in state.kids.values())
+        ):
             state, actions = replace(state, announced=True), [Announce()]
         state, more = replace_next(state, event.now)
         return state, actions + more
@@ -154,8 +176,13 @@ def settle(state: State, event: Event) -> Decision:
     return state, actions
 
 
+def all_ready(state: State) -> bool:
+    return all(kid.phase == "ready" for kid in state.kids.values())
+
+
 def may_close(state: State) -> bool:
-    return state.lost or (state.nobody_lives("front") and not state.moving)
+    arriving = state.moving or state.recovering
+    return state.lost or (state.nobody_lives("front") and not arriving)
 
 
 def refill(state: State, event: Event) -> State:
@@ -202,6 +229,8 @@ def on_ready(state: State, event: Ready) -> Decision:
 
 
 def on_ended(state: State, event: Ended) -> Decision:
+    if event.doubt:
+        return in_doubt(state, event)
     if event.heir:
         return on_heir_ended(state, event)
     kid, heir = state.kids[event.key], state.heir
@@ -219,6 +248,20 @@ def on_ended(state: State, event: Ended) -> Decision:
     text = f"{name(event.key)}: {event.how} after {event.now - kid.since:.1f} s"
     text += "" if kid.phase == "ready" else ", before it was ready"
     return state.with_kid(event.key, life), [Say(logging.WARNING, f"{text}; another starts {when}")]
+
+
+def in_doubt(state: State, event: Ended) -> Decision:
+    """Nothing more is promised: who lives may have been told the same by the disk, or will be."""
+    say = Say(logging.CRITICAL, f"{name(event.key)}: {event.how}: it is not sure what is on disk")
+    if event.heir:
+        state = replace(state, heir=None)
+    else:
+        state = state.with_kid(event.key, replace(state.kids[event.key], phase="gone"))
+    state = replace(state, doubted=True)
+    if state.phase not in ("running", "draining"):
+        return state, [say]
+    state, actions = stop(state, event.now)
+    return state, [say, *actions]
 
 
 def wanted_again(state: State, event: Ended) -> bool:
@@ -256,6 +299,10 @@ def on_close_failed(state: State, _event: CloseFailed) -> Decision:
 
 def on_moved(state: State, _event: Moved) -> Decision:
     return replace(state, moving=False), []
+
+
+def on_recovered(state: State, _event: Recovered) -> Decision:
+    return replace(state, recovering=False), []
 
 
 def on_unreachable(state: State, event: Unreachable) -> Decision:
@@ -324,89 +371,6 @@ def without_down(state: State, role: Role) -> State:
     return replace(state, kids={**state.kids, **gone})
 
 
-# ---- replacing: HUP ------------------------------------------------------------------------------
-
-
-def on_hup(state: State, _event: Asked) -> Decision:
-    """Everybody who lives now is replaced by somebody started later; who is in the queue for an
-    earlier HUP keeps his place, or a HUP every second would replace the first ones only."""
-    living = [key for key in state.living() if not state.kids[key].leaving]
-    queue = state.queue + tuple(key for key in living if key not in state.queue)
-    return replace(state, queue=queue), [Say(logging.INFO, f"replacing {len(queue)} processes")]
-
-
-def replace_next(state: State, now: float) -> Decision:
-    """Starts the heir of the next in the queue. One at a time: at most one process too many."""
-    while state.heir is None and state.queue:
-        key, queue = state.queue[0], state.queue[1:]
-        state = replace(state, queue=queue)
-        kid = state.kids.get(key)
-        if kid is not None and kid.lives and not kid.leaving:  # who is down will be new anyway
-            heir = Heir(key, "starting", now, now + HEIR_PATIENCE_S)
-            return replace(state, heir=heir), [Start(key, heir=True)]
-    return state, []
-
-
-def retire(state: State, event: Ready) -> Decision:
-    """The heir is ready: the one at work is asked to end."""
-    heir = state.heir
-    if heir is None or heir.phase != "starting":
-        return state, []
-    until = event.now + state.graceful_timeout_s + RETIRE_GRACE_S
-    state = replace(state, heir=replace(heir, phase="ready", until=until))
-    return state, [Send(heir.key, RETIREMENT[heir.key[0]])]
-
-
-def install(state: State, heir: Heir, event: Ended) -> Decision:
-    """The one that was at work is gone, asked or not: its heir has the place."""
-    serves = heir.key[0] == "front" and heir.phase == "ready"  # a worker is ready with the index
-    kid = Kid("ready" if serves else "starting", heir.since)
-    level = logging.INFO if event.clean else logging.WARNING
-    actions: list[Action] = [
-        Install(heir.key),
-        Say(level, f"{name(heir.key)}: {event.how}; it is replaced"),
-    ]
-    if not state.queue:
-        actions.append(Say(logging.INFO, "nobody is left to be replaced"))
-    return replace(state.with_kid(heir.key, kid), heir=None), actions
-
-
-def on_heir_ended(state: State, event: Ended) -> Decision:
-    heir = state.heir
-    assert heir is not None, "there is an heir until its end is heard or it is installed"
-    state = replace(state, heir=None)
-    text = f"the replacement of {name(event.key)}: {event.how}"
-    if state.phase != "running" or heir.phase == "unwanted":
-        return state, [Say(logging.INFO, text)]
-    if heir.phase == "ready":  # the other one ends, or has taken in its last order: another one
-        queue = (heir.key, *(key for key in state.queue if key != heir.key))
-        return replace(state, queue=queue), [Say(logging.WARNING, f"{text}; another starts now")]
-    text += ", before it was ready; nobody else is replaced until the next HUP"
-    return replace(state, queue=()), [Say(logging.ERROR, text)]
-
-
-def end_patience(state: State, now: float) -> Decision:
-    """Kills who does not get ready, or does not end, and so holds up a replacement."""
-    heir = state.heir
-    if heir is None or now < heir.until:
-        return state, []
-    state = replace(state, heir=replace(heir, until=now + HEIR_PATIENCE_S))
-    if heir.phase == "ready":
-        text = f"killing {name(heir.key)}, whose replacement waits for its end"
-        return state, [Say(logging.WARNING, text), Send(heir.key, signal.SIGKILL)]
-    text = f"killing the replacement of {name(heir.key)}, which took too long"
-    return state, [Say(logging.WARNING, text), Send(heir.key, signal.SIGKILL, heir=True)]
-
-
-def renounce(state: State, now: float, number: int) -> Decision:
-    """Nobody is replaced any more; an heir is asked to end."""
-    heir, state = state.heir, replace(state, queue=())
-    if heir is None:
-        return state, []
-    heir = replace(heir, phase="unwanted", until=now + HEIR_PATIENCE_S)
-    return replace(state, heir=heir), [Send(heir.key, number, heir=True)]
-
-
 # ---- more and fewer workers: TTIN, TTOU ----------------------------------------------------------
 
 
@@ -445,7 +409,6 @@ def how_many(state: State, level: int = logging.INFO, more: str = "") -> Say:
     return Say(level, f"workers: {len(state.staying)}{more}")
 
 
-RETIREMENT: dict[Role, int] = {"front": RETIRE, "worker": signal.SIGTERM}
 RESHAPING: dict[int, Callable[[State, Asked], Decision]] = {
     signal.SIGHUP: on_hup,
     signal.SIGTTIN: on_ttin,
@@ -459,6 +422,7 @@ ANSWERS: dict[type[Event], Callable[[State, Any], Decision]] = {
     RingLost: on_ring_lost,
     CloseFailed: on_close_failed,
     Moved: on_moved,
+    Recovered: on_recovered,
     Migrated: on_migrated,
     Unreachable: on_unreachable,
 }

@@ -62,7 +62,9 @@ class State(Struct, frozen=True):
     deadline: float | None = None
     closed: bool = False  # the ring, as far as was asked
     lost: bool = False  # the ring's file
+    doubted: bool = False  # somebody is not sure of what is on disk
     moving: bool = False  # orders of a ring of other settings are still on their way into this one
+    recovering: bool = False  # orders of the journal are still on their way into the ring
     migrated: bool = True
     migrate_at: float = 0.0
     announced: bool = False
@@ -116,12 +118,14 @@ class Ready(Event, frozen=True):
 
 
 class Ended(Event, frozen=True):
-    """how: for the log, as in `pid 7 was ended by SIGKILL`. clean: exit code 0."""
+    """how: for the log, as in `pid 7 was ended by SIGKILL`. clean: exit code 0; doubt: the one that
+    says that it is not sure of what is on disk."""
 
     key: Key
     how: str
     clean: bool
     heir: bool = False
+    doubt: bool = False
 
 
 class Asked(Event, frozen=True):
@@ -138,6 +142,10 @@ class CloseFailed(Event, frozen=True):
 
 class Moved(Event, frozen=True):
     """All that rings of other settings held is in this one."""
+
+
+class Recovered(Event, frozen=True):
+    """All that the journal held and nothing else knew is in the ring."""
 
 
 class Migrated(Event, frozen=True):

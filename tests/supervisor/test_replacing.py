@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from processors.child import RETIRE
 from processors.parent import Key
-from processors.policy import HEIR_PATIENCE_S, RETIRE_GRACE_S, decide
+from processors.policy import decide
+from processors.replacing import HEIR_PATIENCE_S, RETIRE_GRACE_S
 from processors.tree import (
     Action,
     CloseRing,

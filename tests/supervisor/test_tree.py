@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ringbuf import Ring
+from ringbuf import Ring, Segment
+from ringbuf.segment import segment_paths
 from tests.program import PATIENCE_S, Rasher, Start, outlasting
 from tests.supervisor.kit import kill_everything
 
@@ -49,7 +50,7 @@ def test_the_first_line_tells_where_and_what_to_try(stand_in: Start, data_dir: P
     rasher = stand_in("--fronts", "2", "--workers", "1", "--capacity", "7").ready()
     line = rasher.log.match("ready on").string
     url = f"http://127.0.0.1:{rasher.port}"
-    assert f"ready on {url}: fronts 2, workers 1, capacity 7, durability memory" in line
+    assert f"ready on {url}: fronts 2, workers 1, capacity 7, durability disk" in line
     assert f"data in {data_dir}; try: curl -i {url}/readyz" in line
 
 
@@ -61,7 +62,8 @@ def test_a_clean_drain_leaves_no_ring_behind(
     assert rasher.end(signal.SIGTERM) == 0
     assert rasher.log.match("no order is left")
     assert not list(ring_dir.iterdir())
-    assert sorted(path.name for path in data_dir.iterdir()) == ["rasher.pid"]
+    assert sorted(path.name for path in data_dir.iterdir()) == ["journal", "rasher.pid"]
+    assert not list((data_dir / "journal").iterdir())
 
 
 def test_a_second_one_on_the_data_dir_is_refused_naming_the_pid(
@@ -159,7 +161,7 @@ def test_a_drain_past_its_time_says_how_many_remain_and_keeps_the_ring(stand_in:
     rasher = stand_in("--graceful-timeout", "0.5", "--workers", "1", worker="hold").ready()
     rasher.put(5)
     assert rasher.end(signal.SIGTERM) == 0
-    assert rasher.log.match("stopped; 5 orders remain in .*ring for the next start")
+    assert rasher.log.match("stopped; 5 orders remain in .*ring, .*journal for the next start")
     assert rasher.left() == 5
 
 
@@ -294,23 +296,31 @@ def test_another_data_dirs_ring_is_not_touched(stand_in: Start, tmp_path: Path) 
     assert first.child("worker").is_running()
 
 
-def test_a_lost_ring_file_is_drained_and_ends_with_4(stand_in: Start) -> None:
+def test_a_lost_ring_file_is_drained_and_ends_with_4(stand_in: Start, data_dir: Path) -> None:
     rasher = stand_in("--workers", "1").ready()
     rasher.put(3)
     rasher.ring_path().unlink()
     assert rasher.end() == 4
     assert rasher.log.match("error .* the ring's file is gone or another")
-    assert rasher.log.match("orders lost with it: 0")
+    assert not segment_paths(data_dir / "journal")
 
 
-def test_a_lost_ring_file_takes_what_no_worker_finishes(stand_in: Start) -> None:
-    rasher = stand_in("--workers", "1", "--graceful-timeout", "0.5", worker="hold").ready()
+@pytest.mark.parametrize("durability", ["memory", "disk"])
+def test_what_no_worker_finishes_after_the_ring_file_was_lost_is_on_disk(
+    stand_in: Start, data_dir: Path, durability: str
+) -> None:
+    rasher = stand_in(
+        "--workers", "1", "--graceful-timeout", "0.5", "--durability", durability, worker="hold"
+    ).ready()
     rasher.put(3)
     path = rasher.ring_path()
     path.unlink()
     path.write_text("somebody else's\n")
     assert rasher.end() == 4
-    assert rasher.log.match("orders lost with it: 3")
+    assert rasher.log.match(f"stopped; 3 orders remain in {data_dir}/journal for the next start")
+    (spilled,) = segment_paths(data_dir / "journal")
+    with Segment.open(spilled) as segment:
+        assert len(list(segment.items())) == 3
     assert path.read_text() == "somebody else's\n"
 
 
