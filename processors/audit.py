@@ -1,8 +1,9 @@
 """`rasher audit [--ledger FILE]`: proves from the outside that nothing was lost or done twice.
 
-Live or stopped. It goes with the flow: first how long the ledger is, then the ring and the hands,
-then the database, in one snapshot. So an order that moves on meanwhile is met at its next place,
-never missed. One that is both committed and still in a hand is fine: it is not released yet.
+Live or stopped. It goes with the flow: first how long the ledger is, then the journal, the ring and
+the hands, then the database, in one snapshot. So an order that moves on meanwhile is met at its
+next place, never missed. One that is both committed and still in a hand is fine: it is not released
+yet.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from processors.audit_orders import audit_flow, audit_ledger, audit_orders
+from processors.audit_journal import Journaled, read_journal
+from processors.audit_orders import audit_flow, audit_journaled, audit_ledger, audit_orders
 from processors.audit_report import Report
 from processors.audit_stock import audit_stock
 from processors.datadir import attach_rings
+from processors.journal import journal_dir
 from processors.schema import format_uuid
 from processors.settings import Settings
 from processors.store import Store, StoreError, StoreUnavailable
@@ -30,11 +33,16 @@ USAGE = "usage: rasher audit [--ledger FILE]"
 INTEGRITY_ERRORS_MAX = 20
 
 
-def run_audit(rings: Sequence[Ring], store: Store, ledger: Path | None = None) -> Report:
-    """The whole audit; `rings` with the flow, the one in use last. Raises OSError for the ledger
-    only."""
+def run_audit(
+    rings: Sequence[Ring], store: Store, ledger: Path | None = None, journal: Path | None = None
+) -> Report:
+    """The whole audit; `rings` with the flow, the one in use last; `journal`: its directory. Raises
+    OSError for the ledger only."""
     report = Report()
     ledger_bytes = ledger.stat().st_size if ledger else 0
+    journaled = Journaled(set(), set())
+    if journal is not None:
+        journaled = read_journal(journal, {ring.epoch for ring in rings}, report)
     keys = set().union(*(_audit_ring(ring.snapshot(), report) for ring in rings))
     try:
         with store.reading() as connection:
@@ -42,8 +50,10 @@ def run_audit(rings: Sequence[Ring], store: Store, ledger: Path | None = None) -
             audit_orders(connection, report)
             audit_stock(connection, report)
             audit_flow(connection, keys, report)
+            audit_journaled(connection, journaled, keys, report)
             if ledger is not None:
-                audit_ledger(connection, ledger, ledger_bytes, keys, report)
+                there = keys | journaled.left
+                audit_ledger(connection, ledger, ledger_bytes, there, report)
     except (StoreUnavailable, sa.exc.DBAPIError, sqlite3.Error) as error:
         report.violate("database", f"it can't be read to the end: {error}")
     return report
@@ -83,12 +93,12 @@ def _audit(settings: Settings, ledger: Path | None) -> Report:
         try:
             rings = attach_rings(settings)
         except (RingError, OSError) as error:
-            report = run_audit([], store, ledger)
+            report = run_audit([], store, ledger, journal_dir(settings))
             report.violate("ring", f"it can't be read: {error}")
             return report
         for ring in rings:
             stack.enter_context(ring)
-        return run_audit(rings, store, ledger)
+        return run_audit(rings, store, ledger, journal_dir(settings))
 
 
 def _audit_ring(snapshot: Snapshot, report: Report) -> set[bytes]:

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from processors.audit_journal import Journaled
 from processors.audit_report import Groups, Report
 from processors.audit_stock import stream
 from processors.orders import decode_lines
@@ -72,10 +73,27 @@ def audit_flow(connection: Connection, keys: Collection[bytes], report: Report) 
         report.counts["in ring or hands, already committed"] += len(known.of(some))
 
 
+def audit_journaled(
+    connection: Connection, journaled: Journaled, keys: Collection[bytes], report: Report
+) -> None:
+    """Rule journal; `keys` are in the ring or in hands."""
+    known = _Known(connection)
+    for some in _chunks(iter(journaled.living - set(keys)), KEYS_MAX):
+        for key in set(some) - known.of(some):
+            report.violate(
+                "journal",
+                f"order {format_uuid(key)} is in the journal of this ring, and neither in the ring "
+                "nor in a hand nor in the database",
+            )
+    for some in _chunks(iter(journaled.left - set(keys)), KEYS_MAX):
+        report.counts["in the journal, to be put back"] += len(some) - len(known.of(some))
+
+
 def audit_ledger(
     connection: Connection, ledger: Path, size: int, keys: Collection[bytes], report: Report
 ) -> None:
-    """Rule ledger, for the first `size` bytes of the file; `keys` are in the ring or in hands."""
+    """Rule ledger, for the first `size` bytes of the file; `keys` are in the ring, in hands, or
+    left in the journal."""
     known = _Known(connection)
     for answers in _chunks(_read_ledger(ledger, size, report), KEYS_MAX):
         there = known.of([key for key, _ in answers])

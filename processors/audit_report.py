@@ -14,6 +14,7 @@ VIOLATIONS_SHOWN_MAX = 50
 RULES = {
     "database": "the database is whole: its own checks find nothing",
     "ring": "the ring can be read, and no item lies in two hands",
+    "journal": "the journal is whole; of a ring, it holds what is there, in a hand, or committed",
     "once": "every order is there exactly once, and effects belong to an order",
     "balance": "for every lot received + adjustments - allocated = available, never below 0",
     "sequence": "the movements of a sku are numbered 1, 2, 3, ... without a gap",
@@ -22,7 +23,7 @@ RULES = {
     "nothing-held": "an order that was rejected or is dead holds no stock",
     "outcome": "every order has an outcome that explains itself",
     "outbox": "each outcome has its one event",
-    "ledger": "every order that was answered 200 or 202 is in database, ring or hands",
+    "ledger": "every order that was answered 200 or 202 is in database, ring, hands or journal",
 }
 
 
