@@ -13,33 +13,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.crash.bugs import Bug, Edit
+from tests.crash.seeded_journal import JOURNAL_BUGS
 from tests.program import ROOT, clean_environ
 
 NOT_COPIED = (".*", "var", "build", "dist", "*.egg-info", "__pycache__", "results")
 SUBSET_S_MAX = 300
 HUNG_S = 60  # a test that hangs has found the mistake, too
-
-
-@dataclass(frozen=True)
-class Edit:
-    """`old` must stand in `file` exactly once."""
-
-    file: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
-class Bug:
-    """tests: those of which one at least must fail; all pass without it."""
-
-    name: str
-    edits: tuple[Edit, ...]
-    tests: tuple[str, ...]
-
-    @property
-    def in_kernel(self) -> bool:
-        return any(edit.file.endswith((".c", ".h")) for edit in self.edits)
 
 
 KERNEL, BINDING, WORKER = "ringbuf/kernel.h", "ringbuf/_kernel.c", "processors/worker.py"
@@ -131,8 +111,8 @@ BUGS = (
         (
             Edit(
                 "ingest/accept.py",
-                "sequence = await self._writer.put_async(",
-                "self._late = asyncio.ensure_future(self._writer.put_async(",
+                "sequence = await self._writer.put_async(pending.payload, ",
+                "self._late = asyncio.ensure_future(self._writer.put_async(pending.payload, ",
             ),
             Edit(
                 "ingest/accept.py",
@@ -165,6 +145,7 @@ BUGS = (
         ),
         ("tests/ringbuf/test_participants.py::test_only_deaths_are_counted_as_attempts",),
     ),
+    *JOURNAL_BUGS,
 )
 
 

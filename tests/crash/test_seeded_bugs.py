@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.seeded import BUGS, Bug, copy_tree, judge, plant
+from tests.crash.bugs import Bug
+from tests.crash.seeded import BUGS, copy_tree, judge, plant
 from tests.program import ROOT
 
 # One in Python, one that builds the kernel anew; the others take their time in `make prove`.
