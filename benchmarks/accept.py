@@ -56,7 +56,8 @@ SCRIPT = Path(__file__).with_name("accept.lua")
 COST, RATE, OTHERS = "front_cpu_per_order_us", "accepted_per_s", "others_cpu_per_order_us"
 WAITED = "waited_percent"
 MAIN, FRONTS, WORKERS, LINES = "64 connections", "fronts", "workers", "lines"
-CAPACITY = "capacity"
+CAPACITY, DURABILITY = "capacity", "durability"
+ON_DISK, IN_MEMORY = "disk", "memory"
 LANE, ROUTE, SMALL = "Rasher", "Rasher, --lane off", "Rasher, capacity 100"
 NGINX = "nginx, return 202"
 ASYNCIO = "Starlette, asyncio.Queue(100)"
@@ -83,7 +84,8 @@ def rasher(
     folder: Path, *flags: str, fronts: int = 1, workers: int = 1, pinned: bool = True
 ) -> Iterator[Target]:
     """The whole program with the null processor. Pinned: all of it on the server's core."""
-    words = ("--processor", "benchmarks.stand_ins:null", *flags)
+    durability = ("--durability", "memory")  # as what it is compared with
+    words = ("--processor", "benchmarks.stand_ins:null", *durability, *flags)
     core = server_core() if pinned else None
     with running(folder, *words, fronts=fronts, workers=workers, core=core) as program:
         yield Target(
@@ -119,10 +121,15 @@ def taken_of(port: int) -> int:
 
 
 def run_side(
-    options: Options, start: Start, body: bytes = BODIES[0], *, pinned: bool = True
+    options: Options,
+    start: Start,
+    body: bytes = BODIES[0],
+    *,
+    pinned: bool = True,
+    parent: Path = MEMORY,
 ) -> Figures:
-    """One round: a new server, a warm-up, then what counts."""
-    with scratch("accept", MEMORY) as folder, start(folder) as target:
+    """One round: a new server, a warm-up, then what counts. `parent`: where its data lies."""
+    with scratch("accept", parent) as folder, start(folder) as target:
         post(target.port, WARM_UP_S, CONNECTIONS, body, pinned=pinned)
         earlier = target.taken() if target.taken else 0
         waited = target.waited() if target.waited else 0
@@ -227,6 +234,18 @@ def capacity_sides(options: Options) -> list[Side]:
     return make_sides(options, starts)
 
 
+def durability_sides(options: Options) -> list[Side]:
+    """The same service with a journal and without, its data on the same disk; the kernel places
+    the processes: on one core the thread that syncs would wait for the worker."""
+    wrk = missing_program("wrk", "wrk")
+    found = []
+    for name in (ON_DISK, IN_MEMORY):
+        start = partial(rasher_with, name)
+        here = partial(run_side, options, start, pinned=False, parent=options.folder)
+        found.append(Side(name, here, wrk))
+    return found
+
+
 def count_sides(options: Options, role: str) -> list[Side]:
     """1 to 4 fronts, or workers; the kernel places them."""
     wrk = missing_program("wrk", "wrk")
@@ -243,6 +262,11 @@ def rasher_of(role: str, count: int, folder: Path) -> AbstractContextManager[Tar
     return rasher(folder, *ROOMY, fronts=fronts, workers=workers, pinned=False)
 
 
+def rasher_with(durability: str, folder: Path) -> AbstractContextManager[Target]:
+    """Wherever the kernel wants it."""
+    return rasher(folder, *ROOMY, "--durability", durability, pinned=False)
+
+
 def run_main(bench: Bench) -> None:
     """The comparison with others."""
     if not bench.wants(MAIN):
@@ -253,6 +277,16 @@ def run_main(bench: Bench) -> None:
     bench.compare(MAIN, COST, LANE, ROUTE)
     bench.compare(MAIN, COST, NGINX, LANE, at_least=0.33)
     bench.bars(MAIN, COST)
+
+
+def run_durability(bench: Bench) -> None:
+    """What power loss costs."""
+    if not bench.wants(DURABILITY):
+        return
+    bench.run(DURABILITY, durability_sides(bench.options))
+    bench.compare(DURABILITY, RATE, ON_DISK, IN_MEMORY, at_least=0.7)
+    bench.compare(DURABILITY, COST, ON_DISK, IN_MEMORY)
+    bench.bars(DURABILITY, RATE)
 
 
 def run_lines(bench: Bench) -> None:
@@ -312,6 +346,7 @@ def run(options: Options) -> int:
     )
     bench = Bench("accept", __doc__, options, host)
     run_main(bench)
+    run_durability(bench)
     run_lines(bench)
     run_capacity(bench)
     run_counts(bench, FRONTS)

@@ -67,7 +67,8 @@ Start = Callable[[Path], AbstractContextManager[tuple[int, list[int]]]]
 def rasher(folder: Path) -> Iterator[tuple[int, list[int]]]:
     """As it comes, with stock."""
     stock.make_database(folder)
-    with on_server_core(folder) as program:
+    # Like nginx, it keeps nothing on disk here: what a sync adds is accept's question.
+    with on_server_core(folder, "--durability", "memory") as program:
         yield program.port, program.role("front")
 
 
