@@ -76,7 +76,8 @@ def check_nothing_left(storm: Storm) -> None:
     ring = Path(storm.ring.path or "")
     assert list(ring.parent.iterdir()) == []
     left = sorted(path.name for path in storm.run.data_dir.iterdir())
-    assert left == ["rasher.db", "rasher.pid"]
+    assert left == ["journal", "rasher.db", "rasher.pid"]
+    assert list((storm.run.data_dir / "journal").iterdir()) == []
 
 
 def say_blows(storm: Storm) -> None:

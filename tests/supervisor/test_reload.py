@@ -108,7 +108,7 @@ def test_a_process_killed_while_its_replacement_starts_is_replaced_by_that_one(
     victim.kill()
     run.log.match(f"{role} 0: pid {victim.pid} .*" + REPLACED)
     run.log.match("worker 0 is ready")
-    assert sorted(run.children()) == ["rasher front 0", "rasher worker 0"]
+    run.until(lambda: sorted(run.children()) == ["rasher front 0", "rasher worker 0"], "both")
     assert not run.log.count("another starts")
 
 
