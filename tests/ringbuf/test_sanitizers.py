@@ -1,4 +1,4 @@
-"""The kernel under the sanitizers: addresses and undefined behaviour, and the order of threads."""
+"""What is in C under the sanitizers: addresses, undefined behaviour, the order of threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.ringbuf.steps import LANE
 
 KERNEL = ROOT / "ringbuf" / "kernel.h"
 # One process each, but for the last; loops, interpreters and compilers are tested elsewhere.
-TESTS = ["test_ring", "test_reader", "test_writer", "test_layout", "test_corruption"]
+TESTS = ["test_ring", "test_reader", "test_writer", "test_layout", "test_corruption", "test_syncer"]
 PLAYED = 20_000  # items of each thread
 needs_gcc = pytest.mark.skipif(
     shutil.which("gcc") is None, reason="gcc is not installed: apt-get install gcc"
@@ -30,22 +30,30 @@ def changed(text: str, old: str, new: str) -> str:
 
 
 class Copy:
-    """The package and its tests in another place, with a kernel built for the sanitizers."""
+    """The package and its tests in another place, built for sanitizers; with a change in a file."""
 
-    def __init__(self, folder: Path, old: str = "", new: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sanitizers: str = "address,undefined",
+        *,
+        change: tuple[str, str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self.sanitizers = sanitizers
         for name in ("ringbuf", "tests/ringbuf"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so"))
         (folder / LANE).parent.mkdir()
         for name in (LANE, "setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, folder / name)
-        if old:
-            kernel = folder / "ringbuf" / "kernel.h"
-            kernel.write_text(changed(kernel.read_text(), old, new))
+        if change is not None:
+            name, old, new = change
+            source = folder / "ringbuf" / name
+            source.write_text(changed(source.read_text(), old, new))
         self._python(["-W", "ignore", "setup.py", "-q", "build_ext", "--inplace"], build=True)
 
     def _python(self, words: list[str], build: bool) -> subprocess.CompletedProcess[str]:
-        environ = {**os.environ, "RASHER_SANITIZE": "address,undefined", "CC": "gcc"}
+        environ = {**os.environ, "RASHER_SANITIZE": self.sanitizers, "CC": "gcc"}
         if not build:
             environ |= self._sanitized()
         ran = subprocess.run(
@@ -60,13 +68,15 @@ class Copy:
         return ran
 
     def _sanitized(self) -> dict[str, str]:
-        command = ["gcc", "-print-file-name=libasan.so"]
+        name = "libtsan.so" if self.sanitizers == "thread" else "libasan.so"
+        command = ["gcc", f"-print-file-name={name}"]
         library = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         report = f"log_path={self.folder / 'report'}"
         return {
             "LD_PRELOAD": library,
             # The interpreter leaks by design. Its own allocator would hide what lies beside bytes.
             "ASAN_OPTIONS": f"detect_leaks=0:{report}",
+            "TSAN_OPTIONS": report,
             "UBSAN_OPTIONS": f"halt_on_error=1:print_stacktrace=1:{report}",
             "PYTHONMALLOC": "malloc",
         }
@@ -90,10 +100,25 @@ def test_the_address_sanitizer_sees_a_copy_that_is_too_long(tmp_path: Path) -> N
     right = "rb_peek(to + 1, from + 1, rb_data_bytes(r, to));"
     wrong = "rb_peek(to + 1, from + 1, rb_room(r) + 8);"
     name = "test_a_damaged_item_in_a_slot_is_seen_as_such_by_lookers"
-    code, _, reports = Copy(tmp_path, right, wrong).test("test_layout", only=name)
+    copy = Copy(tmp_path, change=("kernel.h", right, wrong))
+    code, _, reports = copy.test("test_layout", only=name)
     assert code != 0
     assert "heap-buffer-overflow" in reports
     assert "rb_peek" in reports
+
+
+def test_the_thread_sanitizer_finds_nothing_in_the_syncer(tmp_path: Path) -> None:
+    code, said, reports = Copy(tmp_path, "thread").test("test_syncer")
+    assert not reports, reports
+    assert code == 0, said
+
+
+def test_the_thread_sanitizer_sees_what_is_written_without_the_lock(tmp_path: Path) -> None:
+    right, wrong = "int64_t begun = clock_ns();", "int64_t begun = self->sync_ns = clock_ns();"
+    copy = Copy(tmp_path, "thread", change=("_journal.c", right, wrong))
+    code, _, reports = copy.test("test_syncer", only="while_it_is_busy")
+    assert code != 0
+    assert "data race" in reports
 
 
 def build_threads(folder: Path, include: Path) -> Path:
