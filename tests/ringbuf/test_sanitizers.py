@@ -107,20 +107,6 @@ def test_the_address_sanitizer_sees_a_copy_that_is_too_long(tmp_path: Path) -> N
     assert "rb_peek" in reports
 
 
-def test_the_thread_sanitizer_finds_nothing_in_the_syncer(tmp_path: Path) -> None:
-    code, said, reports = Copy(tmp_path, "thread").test("test_syncer")
-    assert not reports, reports
-    assert code == 0, said
-
-
-def test_the_thread_sanitizer_sees_what_is_written_without_the_lock(tmp_path: Path) -> None:
-    right, wrong = "int64_t begun = clock_ns();", "int64_t begun = self->sync_ns = clock_ns();"
-    copy = Copy(tmp_path, "thread", change=("_journal.c", right, wrong))
-    code, _, reports = copy.test("test_syncer", only="while_it_is_busy")
-    assert code != 0
-    assert "data race" in reports
-
-
 def build_threads(folder: Path, include: Path) -> Path:
     """threads.c with that folder's kernel, for the thread sanitizer."""
     source, program = Path(__file__).with_name("threads.c"), folder / "threads"
