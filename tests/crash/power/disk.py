@@ -4,7 +4,8 @@ What a sync had reached is there: the writes that had returned before it was cal
 each sector may be there or not, whatever came later, at 512 or at 4,096 bytes a sector; where two
 writes kept the same sector the later one counts. A file's size follows what is kept of it. A name
 (made, renamed, removed) is there for certain once its directory was synced; before that, the first
-so many of them are: file systems with a journal keep the order of names, and no more.
+so many of them are: file systems with a journal keep the order of names, and no more. What lies
+in a directory is there only if the directory's own name is.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Disk:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.names: dict[str, File] = {}  # on disk
+        self.names: dict[str, File | None] = {}  # on disk; None: a directory
         self.pending_names: list[tuple[Event, File | None]] = []
         self.sent: list[bytes] = []
         self._files: dict[int, File] = {}  # by inode, whose numbers come round again
@@ -71,6 +72,9 @@ class Disk:
                 self.pending_names.append((event, file))
             case "rename" | "unlink":
                 self.pending_names.append((event, None))
+            case "mkdir":
+                self._files.pop(event.inode, None)
+                self.pending_names.append((event, None))
 
     def synced(self, event: Event) -> None:
         """A sync that began as the event says has returned."""
@@ -78,11 +82,14 @@ class Disk:
             return
         if event.inode in self._files:
             self._files[event.inode].sync(event.before)
-        else:  # a directory
-            reached = [one for one in self.pending_names if one[0].after < event.before]
-            for name in reached:
-                _name(self.names, *name)
-            self.pending_names = self.pending_names[len(reached) :]
+            return
+        left = []  # it is a directory's
+        for one, file in self.pending_names:
+            if one.offset == event.inode and one.after < event.before:
+                _name(self.names, one, file)
+            else:
+                left.append((one, file))
+        self.pending_names = left
 
     def image(self, choice: Choice) -> dict[str, bytes]:
         """Paths below the root, and contents."""
@@ -93,6 +100,9 @@ class Disk:
             _name(names, *name)
         contents = {}
         for path, file in names.items():
+            directory = path.rpartition("/")[0]
+            if file is None or (directory != self.root and directory not in names):
+                continue
             content = bytearray(file.kept)
             for event in file.pending:
                 for part in _parts(event, choice, chance):
@@ -134,8 +144,10 @@ def _apply(content: bytearray, event: Event) -> None:
     content[event.offset : end] = event.first
 
 
-def _name(names: dict[str, File], event: Event, file: File | None) -> None:
+def _name(names: dict[str, File | None], event: Event, file: File | None) -> None:
     match event.kind:
+        case "mkdir":
+            names[event.path] = None
         case "create":
             assert file is not None
             names[event.path] = file

@@ -100,8 +100,16 @@ static uint64_t watched(int fd) {
 
 /* ---- names -------------------------------------------------------------------------------- */
 
+/* `offset` is the inode of the directory that has the name; nobody moves names between two. */
 static void note_path(enum kind kind, uint64_t before, uint64_t inode, const char *path, const char *to) {
     struct event event = {.before = before, .after = tick(), .inode = inode, .kind = kind};
+    struct stat found;
+    const char *end = strrchr(path, '/');
+    char parent[PATH_MAX];
+    snprintf(parent, sizeof parent, "%.*s", (int)(end - path), path);
+    if (to && strncmp(path, to, (size_t)(end - path) + 1)) _exit(97);
+    if (stat(parent, &found)) _exit(97);
+    event.offset = (int64_t)found.st_ino;
     event.first = (uint32_t)strlen(path);
     event.second = to ? (uint32_t)strlen(to) : 0;
     note(event, path, to);
@@ -133,7 +141,8 @@ int openat64(int at, const char *path, int flags, ...) { OPEN_MODE(flags) return
 int mkdir(const char *path, mode_t mode) {
     uint64_t before = is_watched_path(path) ? tick() : 0;
     int result = (int)syscall(SYS_mkdirat, AT_FDCWD, path, mode);
-    if (before && !result) note_path(MKDIR, before, 0, path, NULL);
+    struct stat found;
+    if (before && !result && !stat(path, &found)) note_path(MKDIR, before, found.st_ino, path, NULL);
     return result;
 }
 

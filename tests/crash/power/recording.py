@@ -20,7 +20,8 @@ Kind = Literal["create", "write", "truncate", "rename", "unlink", "sync", "sent"
 @dataclass(frozen=True, slots=True)
 class Event:
     """`before`, `after`: numbers in one order over all processes, around the call. `first`: the
-    bytes written, or the path; `offset`: of a write, or the new size of a file."""
+    bytes written, or the path; `offset`: of a write, the new size of a file, or of a name the inode
+    of its directory."""
 
     before: int
     after: int

@@ -120,7 +120,7 @@ def test_an_answer_is_found_in_what_is_sent(recorder: Path, tmp_path: Path) -> N
     assert [event.path for event in read_events(into)] == ids
 
 
-CREATE = Event(1, 2, "create", 7, 0, 0, b"/d/a", b"")
+CREATE = Event(1, 2, "create", 7, 1, 0, b"/d/a", b"")
 
 
 def at_the_end(*events: Event) -> Disk:
@@ -146,3 +146,30 @@ def test_an_image_is_the_same_again() -> None:
     torn = Choice(seed=3, share=0.5, sector=512, names_share=1.0)
     assert disk.image(torn) == disk.image(torn)
     assert disk.image(torn) != disk.image(EVERYTHING)
+
+
+def test_a_directorys_sync_keeps_its_own_names_and_no_others() -> None:
+    made = Event(3, 4, "mkdir", 9, 1, 0, b"/d/sub", b"")
+    inside = Event(5, 6, "create", 8, 9, 0, b"/d/sub/b", b"")
+    assert at_the_end(made, inside).image(NOTHING) == {"a": b""}
+    both = at_the_end(made, inside, Event(7, 8, "sync", 9, 0, 0, b"", b""))
+    assert both.image(NOTHING) == {"a": b"", "sub/b": b""}
+
+
+def test_what_is_in_a_directory_is_there_only_if_that_is() -> None:
+    made = Event(3, 4, "mkdir", 9, 1, 0, b"/d/sub", b"")
+    inside = Event(5, 6, "create", 8, 9, 0, b"/d/sub/b", b"")
+    synced = Event(7, 8, "sync", 9, 0, 0, b"", b"")
+    *_, (_, disk) = boundaries([CREATE, made, inside, synced], "/d")
+    assert disk.image(NOTHING) == {}
+    assert disk.image(EVERYTHING) == {"a": b"", "sub/b": b""}
+
+
+def test_names_of_calls_that_overlap_are_kept_each_for_itself() -> None:
+    slow = Event(3, 9, "unlink", 0, 1, 0, b"/d/a", b"")
+    fast = Event(4, 5, "create", 8, 1, 0, b"/d/b", b"")
+    begun = Event(0, 0, "create", 7, 1, 0, b"/d/a", b"")
+    synced = [Event(at, at + 1, "sync", 1, 0, 0, b"", b"") for at in (1, 6)]
+    *_, (_, disk) = boundaries([begun, slow, fast, *synced], "/d")
+    assert disk.image(NOTHING) == {"a": b"", "b": b""}
+    assert disk.image(EVERYTHING) == {"b": b""}

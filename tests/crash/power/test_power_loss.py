@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.power.proof import Task, prove, prove_in_parallel
-from tests.crash.power.recording import build_recorder, environ
+from tests.crash.power.recording import build_recorder, environ, read_events
 from tests.program import EXPIRY, PATIENCE_S, ROOT, Client, Rasher, clean_environ
 from tests.supervisor.kit import kill_everything
 
@@ -42,8 +42,11 @@ def recorded(launch: Callable[..., Rasher], tmp_path: Path, data_dir: Path) -> R
         small = ("--segment-bytes", "65536", "--batch", "8")
         run = launch("supervisor.py", *small, *flags, **preload).ready()
         stock(run, orders)
-        load(run, tmp_path / "ledger", orders)
+        told = load(run, tmp_path / "ledger", orders)
         kill_everything(run)
+        sent = {event.path for event in read_events(into) if event.kind == "sent"}
+        assert len(told) >= orders
+        assert told <= sent, "the recorder has not seen every answer"
         return Task(into, str(data_dir), images)
 
     return record
@@ -59,11 +62,12 @@ def stock(run: Rasher, orders: int) -> None:
                 assert client.call("POST", "/lots", {"lot_id": f"{sku}-{number}", **lot})[0] == 201
 
 
-def load(run: Rasher, ledger: Path, orders: int) -> None:
-    """Half of them with ids of their own, some of those twice; the others without, meanwhile."""
-    posters = [
-        threading.Thread(target=post, args=(run, orders // 2 // POSTERS)) for _ in range(POSTERS)
-    ]
+def load(run: Rasher, ledger: Path, orders: int) -> set[str]:
+    """Half of them with ids of their own, some of those twice; the others without, meanwhile.
+    -> what was answered 202."""
+    told: set[str] = set()
+    count = orders // 2 // POSTERS
+    posters = [threading.Thread(target=post, args=(run, count, told)) for _ in range(POSTERS)]
     for poster in posters:
         poster.start()
     words = ["--rate", "300", "--duration", str(orders / 2 / 300), "--connections", "16"]
@@ -75,16 +79,20 @@ def load(run: Rasher, ledger: Path, orders: int) -> None:
     )  # fmt: skip
     for poster in posters:
         poster.join(PATIENCE_S)
+    lines = [line.split() for line in ledger.read_text().splitlines()]
+    return told | {words[0] for words in lines if words[1] == "202"}
 
 
-def post(run: Rasher, count: int) -> None:
+def post(run: Rasher, count: int, told: set[str]) -> None:
     client = Client(run)
     with closing(client.connection):
         for number in range(count):
             lines = [{"sku": SKUS[number % len(SKUS)], "quantity": 1}]
-            assert client.call("POST", "/orders", {"customer": "x", "lines": lines})[0] == 202
+            status, answer = client.call("POST", "/orders", {"customer": "x", "lines": lines})
+            assert status == 202
+            told.add(answer["order_id"])
             if number % 5 == 0:
-                client.order(client.order())  # and once more
+                told.add(client.order(client.order()))  # and once more
 
 
 def test_no_image_of_the_disk_lacks_what_was_answered(recorded: Recorded) -> None:
