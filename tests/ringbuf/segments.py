@@ -109,9 +109,9 @@ def read(path: Path) -> tuple[list[Order], list[Damage]]:
         return orders, segment.damage
 
 
-def heads(data: bytes, serial: int = HEADER.serial) -> Iterator[tuple[int, int, int]]:
+def heads(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Place, `synced` and records of each group of a whole segment, read from the bytes."""
-    at = PAGE_BYTES
+    serial, at = SegmentHeader.decode(data[:PAGE_BYTES]).serial, PAGE_BYTES
     while at < len(data):
         found, offset, synced, length, count, _ = GROUP.unpack_from(data, at)
         if found != serial or offset != at:

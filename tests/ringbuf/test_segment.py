@@ -177,6 +177,14 @@ def test_a_flipped_bit_in_the_last_group_is_the_end(ring_dir: Path) -> None:
         assert read(image.write(ring_dir, flipped(image.data, at))) == (image.orders(2), [])
 
 
+def test_a_flipped_bit_in_a_group_of_nothing_is_damage_too(ring_dir: Path) -> None:
+    image = Image([[order(0)], [], [order(1)]])
+    _, middle, last = image.places
+    for at in range(middle.at, middle.end):
+        found = read(image.write(ring_dir, flipped(image.data, at)))
+        assert found == (image.orders(), [Damage(middle.at, last.at)])
+
+
 @pytest.mark.parametrize(
     ("bad", "extents"),
     [
