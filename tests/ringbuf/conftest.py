@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from ringbuf import Ring
+from ringbuf import Journal, Ring
+from ringbuf import journal as journal_module
+from tests.ringbuf.desk import Desk
 from tests.ringbuf.nursery import Nursery
 from tests.ringbuf.stage import CAPACITY, Stage
+from tests.ringbuf.stand_ins import Disk, HeldSyncer
 
 MakeRing = Callable[..., Ring]
 MakeStage = Callable[[], Stage]
@@ -104,3 +107,28 @@ def make_stage(
 @pytest.fixture
 def stage(make_stage: MakeStage) -> Stage:
     return make_stage()
+
+
+@pytest.fixture
+def desk(ring_dir: Path) -> Desk:
+    return Desk(ring_dir)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[Journal], HeldSyncer]:
+    """Journals that are opened from now on sync when they are told; -> how one is told."""
+    monkeypatch.setattr(journal_module, "Syncer", HeldSyncer)
+
+    def syncer_of(journal: Journal) -> HeldSyncer:
+        assert isinstance(journal._syncer, HeldSyncer)
+        return journal._syncer
+
+    return syncer_of
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(journal_module, "make_segment", disk.make_segment)
+    monkeypatch.setattr(journal_module, "RETRY_S", 0.001)
+    return disk
