@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,13 @@ class HeldSyncer:
         self.real = Syncer()
         self.waiting: list[tuple[int, int, bytes]] = []
         self.error: OSError | None = None
+        self.free = False
         self.made.append(self)
 
     def submit(self, fd: int, offset: int, data: bytes) -> None:
         self.waiting.append((fd, offset, data))
+        if self.free:
+            self.let_go()
 
     def let_go(self) -> None:
         self.real.submit(*self.waiting.pop(0))
@@ -52,11 +55,16 @@ class HeldSyncer:
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], HeldSyncer]:
-    """The syncer of the service that is started next."""
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], HeldSyncer]]:
+    """The syncer of the service that is started next; at the end nothing is held any more, or the
+    service of a test that failed would wait for it."""
     HeldSyncer.made = []
     monkeypatch.setattr(journal_module, "Syncer", HeldSyncer)
-    return lambda: HeldSyncer.made[-1]
+    yield lambda: HeldSyncer.made[-1]
+    for syncer in HeldSyncer.made:
+        syncer.free = True
+        if syncer.waiting:
+            syncer.let_go()
 
 
 def journaled(service: Service) -> list[Item]:
