@@ -198,7 +198,8 @@ class Tree:
         if not self.state.migrated or now < self.ask_at:
             return False
         self.ask_at = now + TICK_S
-        return asked(self.settings, self.recovery.look) is not None
+        asked(self.settings, self.recovery.look)
+        return self.recovery.looked
 
     def look_at_file(self) -> None:
         now = time.monotonic()
@@ -295,8 +296,8 @@ class Tree:
         count = count_orders(self.ring) + self.mover.left()
         rings = [*self.mover.rings, self.ring]
         spilled = not count or self.spill(rings)
-        if self.state.migrated:
-            tidy(self.settings, empty=not count + self.recovery.left())
+        if self.state.migrated and not self.state.doubted:  # in doubt, nothing is synced again
+            tidy(self.settings, empty=not (count or self.recovery.left()))
         if count:
             self.tell_of_left(count, spilled=spilled)
         elif not self.state.lost:

@@ -66,6 +66,8 @@ from ringbuf.segment import RECORD, encode_record
 
 DRAINING_RETRY_AFTER_S = 1
 NO_ROOM_RETRY_AFTER_S = 2
+# Of a record whose order is in no slot any more: the place of one in the ring says which it is.
+NO_SEQUENCE = 2**62
 # Longer than the database's lock is waited for.
 COMPARE_S_MAX = 10.0
 
@@ -87,6 +89,8 @@ class Pending(Struct, frozen=True):
 
 
 Accepted: TypeAlias = Answer | Queued | Unsynced | Pending
+# The answer once its order is on disk; None: there is none to be given.
+Waiting: TypeAlias = "asyncio.Future[Answer | None]"
 
 
 class Acceptor:
@@ -189,12 +193,17 @@ class Acceptor:
 
     async def acknowledged(self, unsynced: Unsynced) -> Answer:
         """Waits for the sync; raises Unanswered. In the step of its accept."""
-        synced: asyncio.Future[Queued | None] = asyncio.get_running_loop().create_future()
-        self.after_sync(lambda: _settle(synced, self.acknowledge(unsynced)))
-        queued = await synced
-        if queued is None:
-            raise Unanswered
-        return queued.answer()
+        return await _answered(self._acknowledging(unsynced))
+
+    def _acknowledging(self, unsynced: Unsynced) -> Waiting:
+        synced: Waiting = asyncio.get_running_loop().create_future()
+
+        def settle() -> None:
+            queued = self.acknowledge(unsynced)
+            _settle(synced, None if queued is None else queued.answer())
+
+        self.after_sync(settle)
+        return synced
 
     async def finish(self, pending: Pending) -> Answer:
         """The answer to a pending order: it waits for room for the full timeout at most, and at
@@ -203,6 +212,11 @@ class Acceptor:
         Cancelled, it leaves nothing: the order is not in the ring and never will be.
         """
         self.meter.note()
+        answer = await self._put_in_time(pending)
+        # Out of every time limit: after the slot there is no 503, however long a sync takes.
+        return answer if isinstance(answer, Answer) else await _answered(answer)
+
+    async def _put_in_time(self, pending: Pending) -> Answer | Waiting:
         try:
             if not pending.own_id:
                 return await self._put(pending)
@@ -231,14 +245,14 @@ class Acceptor:
             return self._too_large(len(payload) + len(header))
         return Pending(key, payload, header, digest, True, begun_ns)
 
-    async def _put(self, pending: Pending) -> Answer:
+    async def _put(self, pending: Pending) -> Answer | Waiting:
         if self.journal is not None:
             return await self._put_when_room(self.journal, pending)
         async with asyncio.timeout(self._full_timeout_s):
             sequence = await self._writer.put_async(pending.payload, pending.key, pending.header)
         return self._accepted(pending.key, sequence, pending.begun_ns).answer()
 
-    async def _put_when_room(self, journal: Journal, pending: Pending) -> Answer:
+    async def _put_when_room(self, journal: Journal, pending: Pending) -> Waiting:
         async with asyncio.timeout(self._full_timeout_s):
             size = await journal.reserve(RECORD.size + len(pending.header) + len(pending.payload))
             try:
@@ -246,10 +260,9 @@ class Acceptor:
                     pending.payload, pending.key, pending.header
                 )
                 # In the step of the put: nothing can come between.
-                unsynced = self._append(journal, pending, sequence)
+                return self._acknowledging(self._append(journal, pending, sequence))
             finally:
                 journal.release(size)
-        return await self.acknowledged(unsynced)
 
     def _append(self, journal: Journal, pending: Pending, sequence: int) -> Unsynced:
         journal.append(
@@ -263,18 +276,19 @@ class Acceptor:
         )
         return Unsynced(pending.key, self._position(sequence), pending.begun_ns)
 
-    async def _append_again(self, journal: Journal, pending: Pending, sequence: int) -> None:
+    async def _append_again(
+        self, journal: Journal, pending: Pending, sequence: int, answer: Answer
+    ) -> Waiting:
         """Has a repeat on disk, whose first record may not be there yet, nor its commit."""
         async with asyncio.timeout(self._full_timeout_s):
             size = await journal.reserve(RECORD.size + len(pending.header) + len(pending.payload))
         self._append(journal, pending, sequence)
         journal.release(size)
-        synced: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        journal.after_sync(lambda: _settle(synced, self._ring.closed))
-        if await synced:
-            raise Unanswered
+        synced: Waiting = asyncio.get_running_loop().create_future()
+        journal.after_sync(lambda: _settle(synced, None if self._ring.closed else answer))
+        return synced
 
-    async def _put_once(self, pending: Pending) -> Answer:
+    async def _put_once(self, pending: Pending) -> Answer | Waiting:
         # An item only moves forwards (ring, hand, database), so looking in that order finds it.
         found = self._ring.find(pending.key)
         earlier = await self._find_stored(pending.key) if found is None else in_flight(found)
@@ -284,10 +298,11 @@ class Acceptor:
             order_id = format_uuid(pending.key)
             self.tally.count("conflict")
             return problem(422, f"order_id {order_id} was posted before with another body")
-        if self.journal is not None:
-            sequence = 0 if found is None else found.item.sequence
-            await self._append_again(self.journal, pending, sequence)
-        return order_answer(pending.key, earlier.status, earlier.position, REPLAYED)
+        answer = order_answer(pending.key, earlier.status, earlier.position, REPLAYED)
+        if self.journal is None:
+            return answer
+        sequence = NO_SEQUENCE if found is None else found.item.sequence
+        return await self._append_again(self.journal, pending, sequence, answer)
 
     def _accepted(self, key: bytes, sequence: int, begun_ns: int) -> Queued:
         self.tally.accepted(begun_ns)
@@ -331,6 +346,14 @@ def in_flight(found: Found) -> Earlier:
     if found.place == "ring":
         return Earlier(digest, "queued", found.position or 0)
     return Earlier(digest, "processing")
+
+
+async def _answered(waiting: Waiting) -> Answer:
+    """Raises Unanswered."""
+    answer = await waiting
+    if answer is None:
+        raise Unanswered
+    return answer
 
 
 def _settle(future: asyncio.Future[T], result: T) -> None:

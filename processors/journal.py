@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from processors.settings import Settings
 from ringbuf import JournalRules, SegmentHeader, boot_id, own_identity
+from ringbuf.segment import sync_directory
 
 
 def journal_dir(settings: Settings) -> Path:
@@ -19,11 +19,7 @@ def make_journal_dir(settings: Settings) -> Path:
     path = journal_dir(settings)
     if not path.is_dir():
         path.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory(path.parent)
     return path
 
 

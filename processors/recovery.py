@@ -20,14 +20,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from processors.datadir import CannotStart
 from processors.doubt import EXIT_DOUBT
 from processors.journal import journal_dir
+from processors.moving import everything
 from processors.settings import UNKNOWN_DATABASE, Settings
 from ringbuf import Closed, Full, Identity, Item, Ring, Segment, SegmentError
 from ringbuf.segment import segment_paths
@@ -91,7 +93,7 @@ class Recovery:
                     found.setdefault(Identity(item.key, item.round), (header.epoch, item))
                 damage += [f"{path}: bytes {one.at} to {one.until}" for one in segment.damage]
         self._refuse_damage(damage)
-        there = {Identity(item.key, item.round) for item in _everything(self._ring)}
+        there = {Identity(item.key, item.round) for item in everything(self._ring)}
         missing = [found[one] for one in found.keys() - there]
         missing.sort(key=lambda pair: (ages[pair[0]], pair[1].sequence))
         self._items = [item for _, item in missing]
@@ -119,8 +121,8 @@ class Recovery:
     def _unknown(self, store: Store, segment: Segment) -> list[Item]:
         from processors.known import Known  # noqa: PLC0415
 
-        known, items = Known(), list[Item]()
-        for some in _chunks(segment.items()):
+        known, items, left = Known(), list[Item](), segment.items()
+        while some := list(islice(left, KEYS_MAX)):
             identities = [Identity(item.key, item.round) for item in some]
             with store.reading() as connection:
                 settled = known.of(connection, identities)
@@ -169,20 +171,3 @@ def _check_database(segment: Segment, database: bytes) -> None:
             f"{database.hex()}: start with the database that the journal belongs to, or move the "
             "segment away if its orders are to be forgotten"
         )
-
-
-def _everything(ring: Ring) -> Iterable[Item]:
-    snapshot = ring.snapshot()
-    yield from snapshot.waiting
-    yield from (item for _, item in snapshot.held)
-
-
-def _chunks(items: Iterable[Item]) -> Iterable[list[Item]]:
-    some: list[Item] = []
-    for item in items:
-        some.append(item)
-        if len(some) == KEYS_MAX:
-            yield some
-            some = []
-    if some:
-        yield some

@@ -3,7 +3,8 @@
 A segment goes when nobody writes it (it is sealed, or its writer is dead), the database knows every
 item in it, and a commit of our own has returned since: what the database knew by then is on disk.
 Sequences play no part, for they begin anew with each ring. A removed name may come back after a
-power loss; then the segment is found to be known again.
+power loss; then the segment is found to be known again. One that was never finished goes when its
+maker is dead: it takes as much room, and no start may come for months.
 
     finished? --> group after group: known? --all--> commit of our own --> unlink, sync directory
                        | not yet: goes on there at the next step
@@ -17,7 +18,7 @@ from pathlib import Path
 from processors.known import Known, commit_something
 from processors.store import Store
 from ringbuf import Identity, Participant, Segment, SegmentError, boot_id
-from ringbuf.segment import PAGE_BYTES, segment_paths, sync_directory
+from ringbuf.segment import PAGE_BYTES, half_made, segment_paths, sync_directory
 
 # How many items the database is asked about in one step: a worker's orders wait meanwhile.
 STEP_ITEMS_MAX = 2048
@@ -38,6 +39,8 @@ class Recycler:
 
     def step(self, items_max: int = STEP_ITEMS_MAX) -> int:
         """Looks at some, removes what can go -> how many segments. Raises StoreUnavailable."""
+        for half in filter(is_finished, half_made(self._directory)):
+            half.unlink(missing_ok=True)
         goes: list[Path] = []
         finished = [path for path in segment_paths(self._directory) if is_finished(path)]
         self._forget(finished)

@@ -15,6 +15,7 @@ from processors.datadir import CannotStart
 from processors.journal import journal_dir
 from processors.policy import MIGRATE_EVERY_S
 from processors.settings import Settings
+from ringbuf.segment import remove_half_made
 
 if TYPE_CHECKING:
     from processors.store import Store
@@ -68,6 +69,7 @@ def tidy(settings: Settings, *, empty: bool) -> None:
     from processors.store import StoreError, StoreUnavailable, leave_one_file  # noqa: PLC0415
 
     try:
+        remove_half_made(journal_dir(settings))
         if empty:
             asked(settings, lambda store: Recycler(journal_dir(settings), store).step(sys.maxsize))
         leave_one_file(settings.database)

@@ -154,10 +154,12 @@ def make_segment(
         # Another's, made before; nobody else makes it now, for he would have the name that is ours.
         if path.exists() or path.with_suffix(".sealed").exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        # First, so that one with any room tells whose it is: who dies here leaves it to be removed.
+        write_all(fd, header.encode(), 0)
         if size:
             os.posix_fallocate(fd, 0, size)
-        offset = 0
-        for part in (header.encode(), *parts):
+        offset = PAGE_BYTES
+        for part in parts:
             write_all(fd, part, offset)
             offset += len(part)
         os.fsync(fd)
@@ -318,9 +320,14 @@ def segment_paths(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.stem)
 
 
+def half_made(directory: Path) -> list[Path]:
+    """What is being made, or was when its process died."""
+    return list(directory.glob("*.new"))
+
+
 def remove_half_made(directory: Path) -> None:
-    """What was being made when its process died; nobody may be making one now."""
-    for half in directory.glob("*.new"):
+    """Nobody may be making one now."""
+    for half in half_made(directory):
         half.unlink(missing_ok=True)
 
 

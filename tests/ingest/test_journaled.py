@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ingest import accept as accept_module
 from ringbuf import Item, Segment
 from ringbuf import journal as journal_module
 from ringbuf._journal import Syncer
@@ -202,6 +203,31 @@ async def test_a_repeat_is_on_disk_under_a_record_of_its_own_before_it_is_answer
     assert (status, headers["idempotency-replayed"]) == (202, "true")
     assert [item.sequence for item in journaled(service)] == [0, 0]
     assert service.ring.depth == 1
+
+
+async def test_after_the_slot_there_is_no_503_however_long_the_sync_takes(
+    start: Start, held: Callable[[], HeldSyncer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accept_module, "COMPARE_S_MAX", 0.1)
+    service = await start(durability="disk", full_timeout_s=0.1)
+    raws = [await sent(service, service.posting(OWN)) for _ in range(2)]  # and its repeat
+    await service.until(lambda: held().waiting)
+    for raw in raws:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(raw.reader.read(1), 0.3)
+    held().let_go()
+    await service.until(lambda: held().waiting)
+    held().let_go()
+    assert [(await raw.answer())[0] for raw in raws] == [202, 202]
+
+
+async def test_a_repeat_of_a_settled_order_takes_no_place_of_the_ring(start: Start) -> None:
+    service = await start(durability="disk")
+    assert (await service.post(ORDER)).status_code == 202
+    assert (await service.post(OWN)).status_code == 202
+    service.work_off()
+    assert (await service.post(OWN)).headers["idempotency-replayed"] == "true"
+    assert [item.sequence for item in journaled(service)] == [0, 1, accept_module.NO_SEQUENCE]
 
 
 def no_space(*_: Any) -> Any:

@@ -19,6 +19,7 @@ from processors.settings import Settings
 from processors.spill import spill
 from processors.stop import Stop
 from processors.store import Store, StoreUnavailable
+from processors.visits import tidy
 from processors.worker import BaconWorker, Rules
 from ringbuf import Identity, Ring, Segment
 from ringbuf.segment import (
@@ -137,6 +138,19 @@ def test_a_writer_of_another_boot_is_dead_whoever_has_its_number(
 ) -> None:
     write(settings, house, [], header_of(house, boot_id=bytes(16)))
     assert Recycler(journal_dir(settings), house.store).step() == 1
+
+
+def test_what_the_dead_left_half_made_goes_and_what_the_living_make_does_not(
+    settings: Settings, house: House
+) -> None:
+    directory = journal_dir(settings)
+    for name, header in (("1", header_of(house)), ("2", header_of(house, writer=1))):
+        (directory / name).with_suffix(".new").write_bytes(header.encode())
+    (directory / "3.new").touch()  # it takes no room, and says nothing of its maker
+    assert Recycler(directory, house.store).step() == 0
+    assert sorted(path.name for path in directory.iterdir()) == ["1.new", "3.new"]
+    tidy(settings, empty=False)
+    assert not list(directory.iterdir())
 
 
 def test_a_step_asks_about_a_bounded_number_and_goes_on_where_it_stopped(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ringbuf import Segment, SegmentHeader, segment
-from ringbuf.segment import make_segment, segment_paths, zeros
+from ringbuf.segment import half_made, make_segment, segment_paths, zeros
 from tests.ringbuf.nursery import ROOT
 
 HEADER = SegmentHeader(
@@ -102,6 +102,10 @@ def test_who_dies_at_any_system_call_leaves_a_whole_one_or_one_without_a_name(
             assert path.read_bytes() == HEADER.encode().ljust(SIZE, b"\0")
             with Segment.open(path) as one:
                 assert list(one.items()) == []
+        for path in half_made(tmp_path / str(number)):
+            if path.stat().st_size:
+                with Segment.open(path) as one:
+                    assert one.header == HEADER
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
