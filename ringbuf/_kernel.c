@@ -338,7 +338,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *payload, *header;
     unsigned long long sequence, accepted_ns;
-    unsigned int attempts, round;
+    unsigned int attempts, crashes, slow, round;
     int cell;
     char damaged;
     uint8_t key[16];
@@ -350,6 +350,10 @@ static PyMemberDef item_members[] = {
      "its place in the ring's history, from 0"},
     {"attempts", T_UINT, offsetof(Item, attempts), READONLY,
      "deliveries after the death of a reader that held it"},
+    {"crashes", T_UINT, offsetof(Item, crashes), READONLY,
+     "readers that ended by themselves while they worked on it alone"},
+    {"slow", T_UINT, offsetof(Item, slow), READONLY,
+     "readers whose time for it was up before its own was"},
     {"accepted_ns", T_ULONGLONG, offsetof(Item, accepted_ns), READONLY,
      "CLOCK_REALTIME at put, nanoseconds"},
     {"header", T_OBJECT_EX, offsetof(Item, header), READONLY, "the record header given to put"},
@@ -373,7 +377,7 @@ static void item_dealloc(PyObject *self) {
     free_object(self);
 }
 
-static PyObject *make_item(const rb_ring *r, const rb_slot *slot, uint64_t stamp, uint32_t attempts,
+static PyObject *make_item(const rb_ring *r, const rb_slot *slot, uint64_t stamp, rb_marks marks,
                            int cell) {
     const rb_slot fixed = *slot; /* lengths that have been checked must not change any more */
     const char *data = (const char *)(slot + 1);
@@ -384,7 +388,8 @@ static PyObject *make_item(const rb_ring *r, const rb_slot *slot, uint64_t stamp
     item->payload = PyBytes_FromStringAndSize(data + head, rb_data_bytes(r, &fixed) - head);
     item->header = PyBytes_FromStringAndSize(data, head);
     item->sequence = stamp - 1, item->accepted_ns = fixed.accepted_ns;
-    item->attempts = attempts, item->round = fixed.round;
+    item->attempts = marks.attempts, item->crashes = marks.crashes, item->slow = marks.slow;
+    item->round = fixed.round;
     item->cell = cell, item->damaged = !intact;
     memcpy(item->key, fixed.key, 16);
     if (!item->payload || !item->header) Py_CLEAR(item);
@@ -397,7 +402,8 @@ static PyObject *item_compare(PyObject *self, PyObject *other, int operation) {
         return Py_NewRef(Py_NotImplemented);
     const Item *a = (const Item *)self, *b = (const Item *)other;
     int alike = a->sequence == b->sequence && a->accepted_ns == b->accepted_ns &&
-                a->attempts == b->attempts && a->round == b->round && a->damaged == b->damaged &&
+                a->attempts == b->attempts && a->crashes == b->crashes && a->slow == b->slow &&
+                a->round == b->round && a->damaged == b->damaged &&
                 !memcmp(a->key, b->key, 16);
     alike = alike ? PyObject_RichCompareBool(a->payload, b->payload, Py_EQ) : 0;
     alike = alike > 0 ? PyObject_RichCompareBool(a->header, b->header, Py_EQ) : alike;
@@ -416,10 +422,10 @@ static PyObject *item_repr(PyObject *self) {
 static PyObject *item_reduce(PyObject *self, PyObject *none) {
     (void)none;
     const Item *item = (const Item *)self;
-    return Py_BuildValue("O(Oy#KIKOIOi)", (PyObject *)ItemType, item->payload,
+    return Py_BuildValue("O(Oy#KIKOIOiII)", (PyObject *)ItemType, item->payload,
                          (const char *)item->key, (Py_ssize_t)16, item->sequence, item->attempts,
                          item->accepted_ns, item->header, item->round,
-                         item->damaged ? Py_True : Py_False, item->cell);
+                         item->damaged ? Py_True : Py_False, item->cell, item->crashes, item->slow);
 }
 
 static PyMethodDef item_methods[] = {{"__reduce__", item_reduce, METH_NOARGS, NULL},
@@ -428,17 +434,18 @@ static PyMethodDef item_methods[] = {{"__reduce__", item_reduce, METH_NOARGS, NU
 /* For stand-ins of a ring: what take and find return is made by make_item. */
 static PyObject *item_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"payload", "key",   "sequence", "attempts", "accepted_ns",
-                            "header",  "round", "damaged",  "cell",     NULL};
+                            "header",  "round", "damaged",  "cell",     "crashes",
+                            "slow",    NULL};
     Item *item = (Item *)new_object(type);
     const char *key;
     Py_ssize_t key_bytes;
     int damaged = 0;
     if (!item) return NULL;
     item->cell = -1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Sy#|KIKSIpi", names, &item->payload, &key,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Sy#|KIKSIpiII", names, &item->payload, &key,
                                      &key_bytes, &item->sequence, &item->attempts,
                                      &item->accepted_ns, &item->header, &item->round, &damaged,
-                                     &item->cell))
+                                     &item->cell, &item->crashes, &item->slow))
         key_bytes = -1;
     else if (key_bytes != 16)
         PyErr_Format(PyExc_ValueError, "a key has 16 bytes; this one has %zd", key_bytes);
@@ -541,7 +548,7 @@ static PyObject *mapping_find(PyObject *self, PyObject *key) {
         if (!found) {
             answer = Py_NewRef(Py_None);
         } else {
-            PyObject *item = make_item(&m->ring, s.copy, s.stamp, s.attempts, -1);
+            PyObject *item = make_item(&m->ring, s.copy, s.stamp, s.marks, -1);
             if (item && in_ring) answer = Py_BuildValue("NK", item, s.stamp - 1 - head);
             else if (item) answer = Py_BuildValue("NO", item, Py_None);
         }
@@ -554,9 +561,9 @@ static PyObject *mapping_find(PyObject *self, PyObject *key) {
 }
 
 static int append_copy(PyObject *list, const Mapping *m, rb_slot *copy, _Atomic uint64_t *guard,
-                       const rb_slot *from, uint64_t stamp, uint32_t attempts, long reader) {
+                       const rb_slot *from, uint64_t stamp, rb_marks marks, long reader) {
     if (!rb_copy_guarded(&m->ring, guard, stamp, from, copy)) return 0;
-    PyObject *item = make_item(&m->ring, copy, stamp, attempts, -1);
+    PyObject *item = make_item(&m->ring, copy, stamp, marks, -1);
     PyObject *row = item && reader >= 0 ? Py_BuildValue("lN", reader, item) : item;
     int failed = !row || PyList_Append(list, row);
     Py_XDECREF(row);
@@ -568,7 +575,8 @@ static int collect_waiting(const Mapping *m, rb_slot *copy, PyObject *list) {
     uint64_t end;
     for (uint64_t at = rb_waiting(r, &end); at < end; at++) {
         rb_slot *slot = rb_slot_at(r, at);
-        if (append_copy(list, m, copy, &slot->stamp, slot, at + 1, 0, -1)) return -1;
+        if (append_copy(list, m, copy, &slot->stamp, slot, at + 1, (rb_marks){0}, -1))
+            return -1;
     }
     atomic_thread_fence(memory_order_acquire); /* as in rb_search_slots */
     return 0;
@@ -579,8 +587,8 @@ static int collect_held(const Mapping *m, rb_slot *copy, PyObject *list) {
     for (uint32_t i = 0; i < r->readers * r->hand; i++) {
         rb_cell *cell = rb_cell_at(r, i / r->hand, i % r->hand);
         uint64_t stamp = atomic_load_explicit(&cell->stamp, memory_order_acquire);
-        uint32_t attempts = atomic_load_explicit(&cell->attempts, memory_order_relaxed);
-        if (stamp && append_copy(list, m, copy, &cell->stamp, &cell->slot, stamp, attempts,
+        rb_marks marks = rb_marks_of(cell);
+        if (stamp && append_copy(list, m, copy, &cell->stamp, &cell->slot, stamp, marks,
                                  (long)(i / r->hand)))
             return -1;
     }
@@ -616,6 +624,57 @@ static PyObject *mapping_held_count(PyObject *self, PyObject *index) {
     else PyErr_Format(PyExc_ValueError, "reader %lu of %u", reader, m->ring.readers);
     leave(m);
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLong(count);
+}
+
+/* Counts the death of a reader, which nobody has followed yet, for the item that it had begun. Killed
+ * in here, it is counted or not; the next owner of the hand begins with none. */
+static int rb_blame(rb_ring *r, uint32_t reader, int late, const char *text, uint32_t bytes) {
+    _Atomic uint64_t *begun = &r->participants[reader].begun;
+    rb_note *note = &r->notes[reader];
+    uint64_t seen = atomic_load(begun), stamp = seen & ~RB_TRIAL;
+    int found = 0;
+    for (uint32_t i = 0; stamp && !found && i < r->hand; i++) {
+        rb_cell *cell = rb_cell_at(r, reader, i);
+        if (atomic_load_explicit(&cell->stamp, memory_order_acquire) != stamp) continue;
+        memcpy(note->text, text, bytes);
+        note->bytes = bytes;
+        atomic_fetch_add(late && (seen & RB_TRIAL) ? &cell->slow : &cell->crashes, 1);
+        found = 1;
+    }
+    atomic_store(begun, 0);
+    return found;
+}
+
+/* blame(reader, late, note) -> whether there was an item to blame; note(reader) -> the last note */
+static PyObject *mapping_blame(PyObject *self, PyObject *args) {
+    Mapping *m = (Mapping *)self;
+    unsigned int reader;
+    int late, found = 0;
+    const char *text;
+    Py_ssize_t bytes;
+    if (!PyArg_ParseTuple(args, "Ipy#", &reader, &late, &text, &bytes) || enter(m)) return NULL;
+    if (bytes > (Py_ssize_t)sizeof m->ring.notes->text) bytes = sizeof m->ring.notes->text;
+    if (reader < m->ring.readers) found = rb_blame(&m->ring, reader, late, text, (uint32_t)bytes);
+    else PyErr_Format(PyExc_ValueError, "reader %u of %u", reader, m->ring.readers);
+    leave(m);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(found);
+}
+
+static PyObject *mapping_note(PyObject *self, PyObject *index) {
+    Mapping *m = (Mapping *)self;
+    PyObject *text = NULL;
+    unsigned long reader = PyLong_AsUnsignedLong(index);
+    if (PyErr_Occurred() || enter(m)) return NULL;
+    if (reader < m->ring.readers) {
+        const rb_note *note = &m->ring.notes[reader];
+        uint32_t bytes = note->bytes; /* may be damaged */
+        if (bytes > sizeof note->text) bytes = sizeof note->text;
+        text = PyBytes_FromStringAndSize(note->text, bytes);
+    } else {
+        PyErr_Format(PyExc_ValueError, "reader %lu of %u", reader, m->ring.readers);
+    }
+    leave(m);
+    return text;
 }
 
 /* participant(i) -> identity; swap_participant(i, seen, wanted) -> bool */
@@ -959,6 +1018,7 @@ static int adopt(Taker *t, int died, double patience_s) {
     Py_END_ALLOW_THREADS
     if (status != RB_OK) return fail(status), -1;
     RB_STEP(adopt.unlocked);
+    atomic_store(&r->participants[t->index].begun, 0); /* by another, of which nobody knows more */
     for (uint32_t i = r->hand; i-- > 0;) { /* so that the first cells are used first */
         rb_cell *cell = rb_cell_at(r, t->index, i);
         t->stamps[i] = atomic_load_explicit(&cell->stamp, memory_order_acquire);
@@ -1007,8 +1067,7 @@ static void taker_dealloc(PyObject *self) {
 
 static PyObject *item_of_cell(const Taker *t, uint32_t i) {
     rb_cell *cell = rb_cell_at(&t->mapping->ring, t->index, i);
-    uint32_t attempts = atomic_load_explicit(&cell->attempts, memory_order_relaxed);
-    return make_item(&t->mapping->ring, &cell->slot, t->stamps[i], attempts, (int)i);
+    return make_item(&t->mapping->ring, &cell->slot, t->stamps[i], rb_marks_of(cell), (int)i);
 }
 
 /* The lowest sequences among the cells that were not handed out yet. */
@@ -1146,6 +1205,22 @@ static int held_cell(const Taker *t, PyObject *object, uint32_t *cell) {
     return -1;
 }
 
+/* begin(item or None, trial=False) */
+static PyObject *taker_begin(PyObject *self, PyObject *args) {
+    Taker *t = (Taker *)self;
+    PyObject *item;
+    int trial = 0;
+    uint32_t cell;
+    uint64_t stamp = 0;
+    if (!PyArg_ParseTuple(args, "O|p", &item, &trial) || begin(t)) return NULL;
+    int failed = item != Py_None && held_cell(t, item, &cell);
+    if (!failed && item != Py_None) stamp = t->stamps[cell] | (trial ? RB_TRIAL : 0);
+    if (!failed) atomic_store(&t->mapping->ring.participants[t->index].begun, stamp);
+    end(t);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
 /* Checks all of them first (2 marks those seen: a doubled item is refused), then frees the cells. */
 static int release_all(Taker *t, PyObject *list) {
     Py_ssize_t count = PyList_Size(list), checked = 0;
@@ -1209,6 +1284,8 @@ static PyMethodDef mapping_methods[] = {
     {"find", mapping_find, METH_O, NULL},
     {"snapshot", mapping_snapshot, METH_NOARGS, NULL},
     {"held_count", mapping_held_count, METH_O, NULL},
+    {"blame", mapping_blame, METH_VARARGS, NULL},
+    {"note", mapping_note, METH_O, NULL},
     {"participant", mapping_participant, METH_VARARGS, NULL},
     {"swap_participant", mapping_swap_participant, METH_VARARGS, NULL},
     {"set_closed", mapping_set_closed, METH_VARARGS, NULL},
@@ -1234,6 +1311,9 @@ static PyMethodDef taker_methods[] = {
     {"release", taker_release, METH_O,
      "release(items): done with them, for good\n\nRaises NotHeld, and then releases none."},
     {"held", taker_held, METH_NOARGS, "held() -> the items in this hand"},
+    {"begin", taker_begin, METH_VARARGS,
+     "begin(item, trial=False): this one is worked on alone from now on; None: none is\n\n"
+     "Of a death until then, Ring.blame blames it."},
     {"shut", taker_shut, METH_NOARGS, "shut(): every later call raises"},
     {NULL, NULL, 0, NULL}};
 

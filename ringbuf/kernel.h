@@ -24,6 +24,9 @@
  *   cell.stamp     holder of readers,    release  not below head: the copy was not published, the
  *                  its reader (release)           slot still counts: REPAIR clears the cell
  *                                                 below head: the item is that reader's, for good
+ *   cell.crashes,  who owns the index's  relaxed  one count less, of a death that its supervisor
+ *   .slow, note    processes: blame               did not survive
+ *   begun          its reader, blame     relaxed  names the cell that was worked on alone, or none
  *   head           holder of readers     release  everything below it lies, or lay, in a hand
  *   cached tail    holder of readers     plain    at most stale, and then only too small
  *   event words    everybody             seq_cst  a wake may be missing: every sleep ends by itself
@@ -61,7 +64,7 @@
 #endif
 
 #define RB_MAGIC 0x474e495252485352ull /* "RSHRRING" */
-#define RB_LAYOUT 1u
+#define RB_LAYOUT 2u
 #define RB_PAGE 4096u
 #define RB_LINE 128u /* two cache lines: the adjacent-line prefetcher pairs them */
 #define RB_LABEL_MAX 1024u
@@ -112,7 +115,16 @@ typedef struct {
 
 typedef struct {
     alignas(64) _Atomic uint64_t identity; /* pid | start ticks << 22, one word so that it is whole */
+    _Atomic uint64_t begun; /* of a reader: stamp of the item that it works on alone; 0: none */
 } rb_participant;
+
+#define RB_TRIAL (1ull << 63) /* begun for a shorter time than an item has: being slow is no crash */
+
+typedef struct { /* a page per reader: how the last one that was blamed for an item ended */
+    uint32_t bytes;
+    char text[RB_PAGE - 4];
+} rb_note;
+static_assert(sizeof(rb_note) == RB_PAGE, "a note is a page");
 
 typedef struct {
     _Atomic uint64_t stamp; /* sequence + 1; 0 while the bytes change */
@@ -131,7 +143,8 @@ static_assert(offsetof(rb_slot, crc) == 44, "the checksum follows what it covers
 typedef struct {
     _Atomic uint64_t stamp; /* sequence + 1; 0: free */
     _Atomic uint32_t attempts;
-    uint8_t reserved[52];
+    _Atomic uint32_t crashes, slow; /* readers that it ended; that were ended for its sake, on trial */
+    uint8_t reserved[44];
     rb_slot slot;
 } rb_cell;
 static_assert(sizeof(rb_cell) == 128, "a cell is a line and a slot");
@@ -143,6 +156,7 @@ typedef struct { /* one process's view; geometry is copied, never read again fro
     uint32_t lock_word, lock_kind; /* where a mutex says what it is, and what it has to say */
     rb_shared *shared;
     rb_participant *participants; /* readers first, then writers */
+    rb_note *notes; /* one per reader */
     uint8_t *stats, *slots, *hands;
     uint64_t cell_bytes;
 } rb_ring;
@@ -478,10 +492,21 @@ static uint64_t rb_waiting(const rb_ring *r, uint64_t *end) {
 }
 
 typedef struct {
+    uint32_t attempts, crashes, slow;
+} rb_marks;
+
+static rb_marks rb_marks_of(rb_cell *cell) {
+    return (rb_marks){atomic_load_explicit(&cell->attempts, memory_order_relaxed),
+                      atomic_load_explicit(&cell->crashes, memory_order_relaxed),
+                      atomic_load_explicit(&cell->slow, memory_order_relaxed)};
+}
+
+typedef struct {
     const uint8_t *key;
     rb_slot *copy; /* slot_bytes of private memory */
     uint64_t stamp;
-    uint32_t attempts, reader;
+    uint32_t reader;
+    rb_marks marks;
 } rb_search;
 
 static int rb_has_key(const rb_slot *slot, const uint8_t *key) {
@@ -513,7 +538,7 @@ static int rb_search_hands(const rb_ring *r, rb_search *s) {
         if (!rb_copy_guarded(r, &cell->stamp, stamp, &cell->slot, s->copy)) continue;
         if (memcmp(s->copy->key, s->key, 16)) continue;
         s->stamp = stamp, s->reader = i / r->hand;
-        s->attempts = atomic_load_explicit(&cell->attempts, memory_order_relaxed);
+        s->marks = rb_marks_of(cell);
         return 1;
     }
     return 0;
@@ -610,6 +635,8 @@ static void rb_copy_to_hand(rb_ring *r, uint64_t sequence, rb_cell *cell) {
     RB_STEP(take.half_copied);
     memcpy(&cell->slot + 1, slot + 1, rb_data_bytes(r, &cell->slot));
     atomic_store_explicit(&cell->attempts, 0, memory_order_relaxed);
+    atomic_store_explicit(&cell->crashes, 0, memory_order_relaxed);
+    atomic_store_explicit(&cell->slow, 0, memory_order_relaxed);
     RB_STEP(take.copied);
     atomic_store_explicit(&cell->stamp, sequence + 1, memory_order_release);
     RB_STEP(take.stamped);
@@ -679,6 +706,7 @@ static void rb_lay_out(rb_ring *r, uint8_t *base) {
     r->shared = (rb_shared *)(from + at), at += rb_align(sizeof(rb_shared));
     r->participants = (rb_participant *)(from + at), at += rb_align(people * sizeof(rb_participant));
     r->stats = (uint8_t *)(from + at), at += people * RB_PAGE; /* one page each, one writer each */
+    r->notes = (rb_note *)(from + at), at += (uint64_t)r->readers * RB_PAGE;
     r->slots = (uint8_t *)(from + at), at += rb_align(r->capacity * r->slot_bytes);
     r->cell_bytes = sizeof(rb_cell) - sizeof(rb_slot) + r->slot_bytes;
     r->hands = (uint8_t *)(from + at), at += rb_align((uint64_t)r->readers * r->hand * r->cell_bytes);

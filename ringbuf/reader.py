@@ -15,9 +15,10 @@ ADOPT_PATIENCE_S = 5.0  # how long adoption waits for a stopped holder of the re
 class Reader(Taker):
     """The owner of one hand, from ``Ring.reader(index)``.
 
-    ``take(max_items=64, timeout=None)``, ``release(items)`` and ``held()`` are the kernel's. What
-    lay in the hand already comes out of the first takes, oldest first, its ``attempts`` counted
-    up if its owner died. One thread at a time.
+    ``take(max_items=64, timeout=None)``, ``release(items)``, ``held()`` and ``begin(item)`` are the
+    kernel's. What lay in the hand already comes out of the first takes, oldest first, its
+    ``attempts`` counted up if its owner died, its ``crashes`` if that one had begun it and was
+    blamed. One thread at a time.
     """
 
     def __new__(cls, ring: Ring, index: int, died: bool) -> Self:

@@ -235,6 +235,16 @@ class Ring:
     def held_count(self, index: int) -> int:
         return self.mapping.held_count(index)
 
+    def blame(self, index: int, note: str, *, late: bool = False) -> bool:
+        """Counts the death of reader ``index``, which nobody has followed yet, for the item that it
+        had begun; False: there is none. For whoever saw how it ended: ``note`` says that, cut to
+        a page. ``late``: its time was up, which on trial is no crash of the item."""
+        return self.mapping.blame(index, late, note.encode("utf-8", "replace"))
+
+    def note(self, index: int) -> str:
+        """The last note of ``blame`` for that reader; "" before the first."""
+        return self.mapping.note(index).decode("utf-8", "replace")
+
     def participants(self) -> list[Participant]:
         """Everybody recorded, living or dead."""
         roles = [("reader", i) for i in range(self.readers)]

@@ -107,7 +107,7 @@ def test_a_label_that_is_too_long_is_refused(ring_dir: Path) -> None:
     ("offset", "value", "reason"),
     [
         (0, bytes(8), "no magic"),
-        (8, b"\x63", "layout 99 found, 1 wanted"),
+        (8, b"\x63", "layout 99 found, 2 wanted"),
         (24, b"\x05", "checksum"),
         (64, b"?", "checksum"),
     ],
