@@ -41,6 +41,7 @@ from processors.datadir import (
 from processors.doubt import EXIT_DOUBT
 from processors.journal import journal_dir
 from processors.logs import set_up_logging
+from processors.mortem import PostMortem
 from processors.moving import Mover
 from processors.parent import (
     RESHAPING,
@@ -129,6 +130,7 @@ class Tree:
             settings, time.monotonic(), migrated=has_schema,
             moving=not mover.done, recovering=not recovery.done,
         )  # fmt: skip
+        self.post_mortem = PostMortem(ring)
         self.looked = time.monotonic()
         self.ask_at = 0.0  # when the database is asked (again) what of the journal it knows
         if not recovery.done:
@@ -225,11 +227,14 @@ class Tree:
                 left = msgspec.structs.replace(self.left(), free=self.free())
                 return Asked(now=time.monotonic(), left=left, number=heard.number)
             case HeardEnd():
-                how = f"pid {heard.pid} {ending(heard.returncode)}"
-                code = heard.returncode
+                ended, code = ending(heard.returncode), heard.returncode
+                how = f"pid {heard.pid} {ended}"
+                blamed = heard.key[0] == "worker" and not heard.heir and self.post_mortem.examine(
+                    heard.key[1], code, ended, heard.words
+                )  # fmt: skip
                 return Ended(
                     **self.seen(), key=heard.key, how=how, clean=not code, heir=heard.heir,
-                    doubt=code == EXIT_DOUBT,
+                    doubt=code == EXIT_DOUBT, blamed=blamed,
                 )  # fmt: skip
 
     def feed(self, event: Event) -> None:

@@ -60,6 +60,7 @@ class Launch(Struct, frozen=True):
     work_off: it works off its own hand, takes nothing, and ends.
     gate_fd: a worker waits there for its index and for what to adopt (give_turn), None: the index
     is its own from the start; a front takes nothing in until that end of a pipe is closed.
+    words_fd: where its last words go, a traceback.
     database: the 16 bytes that name the database, in hex; of one not asked yet, zeros.
     cause: why it follows another: signal or exit, how that one ended, or reload; "": it does not.
     """
@@ -77,6 +78,7 @@ class Launch(Struct, frozen=True):
     gate_fd: int | None = None
     cause: str = ""
     database: str = "00" * 16
+    words_fd: int = 2
 
     @property
     def name(self) -> str:

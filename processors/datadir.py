@@ -45,7 +45,7 @@ RING_MAGIC = b"RSHRRING"
 DAMAGED_HEADER = b"\xc1"
 # How a ring left by any version that this one can succeed is attached. An older layout gets a line
 # here: a reader of it with those parts of Ring that moving and counting use.
-LAYOUTS: dict[int, Callable[[str], Ring]] = {1: Ring.attach}
+LAYOUTS: dict[int, Callable[[str], Ring]] = {2: Ring.attach}
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,8 @@ DAMAGED = "damaged"
 UNREADABLE = "unreadable"
 PROCESSOR_ERROR = "processor_error"
 RETRIES_EXHAUSTED = "retries_exhausted"
+# The first line of a note that a supervisor left says one of its own.
+ENDED_ITS_WORKER = "worker_crashed"
 
 
 class Death(Struct, frozen=True):
@@ -69,9 +71,26 @@ def read_job(reader: Reader, item: Item, taken_us: int) -> Job:
     return Job(reader, item, taken_us, work, seal)
 
 
+def read_doomed(reader: Reader, item: Item, taken_us: int, note: str, *, bare: bool) -> Job:
+    """The item as a job that is dead, for it has ended too many workers; `note` says how the last
+    of them ended. bare: nobody shall try to read it."""
+    reason, _, how = note.partition("\n")
+    cause = f"{item.crashes} workers ended by themselves over it; the last: {how or 'unknown'}"
+    death = Death(reason or ENDED_ITS_WORKER, _storable(cause), bare=bare)
+    if bare:
+        return Job(reader, item, taken_us, None, None, 0, death)
+    job = read_job(reader, item, taken_us)
+    job.death = job.death or death
+    return job
+
+
 def describe(error: BaseException) -> str:
     """The traceback as text that every database takes, beginning and end of one that is long."""
-    text = "".join(traceback.format_exception(error)).replace("\0", "\\0")
+    return _storable("".join(traceback.format_exception(error)))
+
+
+def _storable(text: str) -> str:
+    text = text.replace("\0", "\\0")
     if len(text) > CAUSE_CHARACTERS_MAX:
         omitted = len(text) - CAUSE_CHARACTERS_MAX
         tail = text[-(CAUSE_CHARACTERS_MAX - CAUSE_HEAD_CHARACTERS) :]

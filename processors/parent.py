@@ -36,6 +36,8 @@ Key = tuple[Role, int]
 Command = Callable[[Role], Sequence[str]]
 
 MODULES: dict[Role, str] = {"front": "ingest.front", "worker": "processors.worker"}
+# What a child leaves in writing is looked at from its beginning.
+WORDS_BYTES_MAX = 3000
 RESHAPING = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, *RESHAPING)
 
@@ -48,12 +50,13 @@ class HeardReady(Struct, frozen=True):
 
 
 class HeardEnd(Struct, frozen=True):
-    """returncode as in subprocess: negative = ended by that signal."""
+    """returncode as in subprocess: negative = ended by that signal. words: its last ones."""
 
     key: Key
     pid: int
     returncode: int
     heir: bool
+    words: str = ""
 
 
 class HeardSignal(Struct, frozen=True):
@@ -84,12 +87,15 @@ class Process:
         popen: subprocess.Popen[bytes],
         status_fd: int,
         gate_fd: int | None,
+        words_fd: int,
+        *,
         heir: bool,
     ) -> None:
         self.key = key
         self.popen = popen
         self.status_fd = status_fd
         self.gate_fd = gate_fd
+        self.words_fd = words_fd
         self.heir = heir
         self.pidfd = os.pidfd_open(popen.pid)
 
@@ -97,9 +103,14 @@ class Process:
         code = self.popen.wait()
         os.close(self.pidfd)
         os.close(self.status_fd)
+        os.close(self.words_fd)
         if self.gate_fd is not None:
             os.close(self.gate_fd)
         return code
+
+    def words(self) -> str:
+        """What it left in writing."""
+        return os.pread(self.words_fd, WORDS_BYTES_MAX, 0).decode("utf-8", "replace")
 
     def take_place(self, adopt: list[int]) -> None:
         self.heir = False
@@ -158,10 +169,12 @@ class Processes:
             # The child's end of this one is for reading.
             gated = heir and key[0] == "worker"
             gate_r, gate_w = pipe(theirs, ours) if gated else (None, None)
-            launch = self._launch(key, status_w, gate_r, adopt, work_off)
+            words_fd = os.memfd_create("rasher-words", os.MFD_CLOEXEC)
+            ours.callback(os.close, words_fd)
+            launch = self._launch(key, status_w, gate_r, words_fd, adopt=adopt, work_off=work_off)
             popen = self._popen(launch)
             ours.pop_all()
-        process = Process(key, popen, status_r, gate_w, heir)
+        process = Process(key, popen, status_r, gate_w, words_fd, heir=heir)
         among[key] = process
         self.selector.register(process.pidfd, selectors.EVENT_READ, process)
         self.selector.register(status_r, selectors.EVENT_READ, process)
@@ -187,7 +200,14 @@ class Processes:
             os.close(fd)
 
     def _launch(
-        self, key: Key, status_fd: int, gate_fd: int | None, adopt: list[int], work_off: bool
+        self,
+        key: Key,
+        status_fd: int,
+        gate_fd: int | None,
+        words_fd: int,
+        *,
+        adopt: list[int],
+        work_off: bool,
     ) -> Launch:
         role, index = key
         if role == "front" and self.held is not None:
@@ -207,11 +227,12 @@ class Processes:
             gate_fd=gate_fd,
             cause=cause,
             database=self.database.hex(),
+            words_fd=words_fd,
         )
 
     def _popen(self, launch: Launch) -> subprocess.Popen[bytes]:
         launch_fd = write_launch(launch)
-        passed = [launch.ring_fd, launch.alive_fd, launch.status_fd, launch_fd]
+        passed = [launch.ring_fd, launch.alive_fd, launch.status_fd, launch.words_fd, launch_fd]
         passed += [fd for fd in (launch.listen_fd, launch.gate_fd) if fd is not None]
         # Blocked, not handled: a child between exec and its own SIG_IGN must not die of Ctrl-C.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
@@ -260,10 +281,11 @@ class Processes:
         for fd in (process.pidfd, process.status_fd):
             with contextlib.suppress(KeyError):
                 self.selector.unregister(fd)
+        words = process.words()
         code = process.reap()
         if not process.heir:
             self.causes[process.key] = "signal" if code < 0 else "exit"
-        return HeardEnd(process.key, process.popen.pid, code, process.heir)
+        return HeardEnd(process.key, process.popen.pid, code, process.heir, words)
 
     def close(self) -> None:
         """Kills and reaps whoever is left; the descriptors of this object are closed."""

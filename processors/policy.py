@@ -60,7 +60,8 @@ worked off by another process of that index, which takes nothing else and ends.
 
 Invariants. An index has at most one owner: it is given out only after the kernel said that the last
 one is gone, for its hand goes with it. A child that lived 5 s or more is started again at
-once; one that lived less, at once the first time, then after a delay that doubles up to 10 s.
+once; one that lived less, at once the first time, then after a delay that doubles up to 10 s; one
+that an order has ended, at once: that order can do so a limited number of times.
 Workers are not started before the database has its schema, fronts not before a ring of other
 settings is moved into this one: those orders were first. Fronts don't wait for the database, nor
 for what is put back from the journal after a power loss: they answer 503 meanwhile, for that may
@@ -242,7 +243,7 @@ def on_ended(state: State, event: Ended) -> Decision:
         if kid.leaving:
             return state.without_kid(event.key), [say, how_many(state)]
         return state.with_kid(event.key, replace(kid, phase="gone")), [say]
-    life = next_life(kid, event.now)
+    life = next_life(kid, event.now, innocent=event.blamed)
     delay = life.since - event.now
     when = f"in {delay:g} s" if delay else "now"
     text = f"{name(event.key)}: {event.how} after {event.now - kid.since:.1f} s"
@@ -275,8 +276,8 @@ def wanted_again(state: State, event: Ended) -> bool:
     return not state.closed or holds or (not event.clean and event.left.waiting > 0)
 
 
-def next_life(kid: Kid, now: float) -> Kid:
-    short = now - kid.since < SHORT_LIFE_S
+def next_life(kid: Kid, now: float, *, innocent: bool = False) -> Kid:
+    short = now - kid.since < SHORT_LIFE_S and not innocent
     failures = kid.failures + 1 if short else 0
     delay = BACKOFF_FIRST_S * 2.0 ** min(failures - 2, 30) if failures > 1 else 0.0
     since = now + min(delay, BACKOFF_MOST_S)

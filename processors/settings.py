@@ -77,6 +77,7 @@ class WorkSettings(Struct, frozen=True):
     workers: int = msgspec.field(default_factory=default_workers)
     batch: int = 64
     attempts: int = 3
+    order_timeout_s: float = 30.0
     processor: str = "processors.pipeline:fefo"
 
 

@@ -119,13 +119,14 @@ class Ready(Event, frozen=True):
 
 class Ended(Event, frozen=True):
     """how: for the log, as in `pid 7 was ended by SIGKILL`. clean: exit code 0; doubt: the one that
-    says that it is not sure of what is on disk."""
+    says that it is not sure of what is on disk; blamed: an order was the reason."""
 
     key: Key
     how: str
     clean: bool
     heir: bool = False
     doubt: bool = False
+    blamed: bool = False
 
 
 class Asked(Event, frozen=True):

@@ -19,6 +19,9 @@ When it goes wrong:
     ... on one order: Retry              stays in hand, others go on; the same again after a pause
                                          that doubles, up to `attempts` times, then dead
     ... on one order: anything else      dead with the traceback, in a transaction of its own
+    a worker dies by itself, or takes    whoever gets the hand runs its orders one by one; one that
+    too long (processors/patience.py)    ends its worker alone is tried `attempts` times, behind the
+                                         others, then dead with how it ended
     an item is damaged                   read again from the journal
     ... that does not have it, or an     dead with its bytes
     item is unreadable
@@ -42,15 +45,32 @@ from sqlalchemy.engine import Connection
 from processors.child import Child, enter
 from processors.doubt import give_up
 from processors.instants import now_us
-from processors.jobs import PROCESSOR_ERROR, RETRIES_EXHAUSTED, Death, Job, describe, read_job
+from processors.jobs import (
+    PROCESSOR_ERROR,
+    RETRIES_EXHAUSTED,
+    Death,
+    Job,
+    describe,
+    read_doomed,
+    read_job,
+)
 from processors.journal import journal_dir
 from processors.mending import Mend, mender
-from processors.pipeline import Processor, ProcessorError, Retry, check_outcomes, load_processor
+from processors.patience import BATCH_SHARE, TAKEN_SHARE, TRIAL_SHARE, Alarm, Pace
+from processors.pipeline import (
+    Outcome,
+    Processor,
+    ProcessorError,
+    Retry,
+    Work,
+    check_outcomes,
+    load_processor,
+)
 from processors.recording import Recorder, Settled
 from processors.recycling import Recycler
 from processors.schema import format_uuid
 from processors.stop import Stop
-from processors.store import Store, StoreBroken, StoreError, StoreUnavailable
+from processors.store import BUSY_TIMEOUT_S, Store, StoreBroken, StoreError, StoreUnavailable
 from processors.tally import COMMIT_ORDERS, COMMIT_US, QUEUE_US, WORD, Tally
 from processors.upkeep import Upkeep
 from ringbuf import Closed, Empty, HandFull, Item, Reader, Ring
@@ -63,6 +83,8 @@ BACKOFF_MIN_S = 0.05
 # What waited for a database goes on within 5 s of its being back.
 BACKOFF_MAX_S = 4.5
 RETRY_MAX_S = 60.0
+# An order that ended its worker is tried again after this, doubled each time: others go first.
+CRASH_PAUSE_S = 0.5
 DOUBLINGS_MAX = 16
 OUTAGE_LOGGED_EVERY_S = 30.0
 EXIT_CANNOT_START = 3
@@ -106,10 +128,12 @@ def pauses() -> Iterator[float]:
 
 
 class Rules(Struct, frozen=True):
-    """batch: most orders in one transaction; attempts: most tries of one that asks for more."""
+    """batch: most orders in one transaction; attempts: most tries of one that asks for more, and
+    most workers that one may end."""
 
     batch: int = 64
     attempts: int = 3
+    order_timeout_s: float = 30.0
 
 
 class BaconWorker:
@@ -126,6 +150,7 @@ class BaconWorker:
         tally: Tally | None = None,
         upkeep: Upkeep | None = None,
         mend: Mend | None = None,
+        alarm: Alarm | None = None,
     ) -> None:
         self._ring = ring
         self._store = store
@@ -140,6 +165,8 @@ class BaconWorker:
         self.tally = tally or Tally()
         self._upkeep = upkeep or Upkeep(store)
         self._mend = mend or (lambda item: item)
+        self._alarm = alarm
+        self._pace = Pace(rules.order_timeout_s * TAKEN_SHARE)
 
     @property
     def redelivered(self) -> int:
@@ -147,11 +174,13 @@ class BaconWorker:
         return self.tally.page[WORD["redelivered"]]
 
     def run(self, reader: Reader) -> None:
-        """Takes and settles until the ring is closed and drained, or `stop` is requested."""
+        """Takes and settles until the ring is closed and drained, or `stop` is requested; what an
+        owner of that hand before left in it goes first, as in `adopt`."""
+        self.adopt(reader)
         with suppress(Stopping):
             while not self._stop.requested:
                 try:
-                    items = reader.take(self._rules.batch, self._patience_s())
+                    items = reader.take(self._pace.most(self._rules.batch), self._patience_s())
                 except Empty:
                     items = []
                 except (Closed, HandFull) as end:
@@ -164,17 +193,38 @@ class BaconWorker:
                 self._upkeep.look()
 
     def adopt(self, reader: Reader) -> None:
-        """Settles what lies in a hand whose owner is gone; takes nothing new into it.
+        """Settles what lies in a hand whose owner is gone, one by one, for one of them may have
+        been its end; takes nothing new into it.
 
-        Orders that ask for a retry stay in it and are tried by `run`, so leave the reader open.
+        Orders that are to be tried again stay in it for `run`, so leave the reader open.
         """
         left = len(reader.held())
+        # While a hand has items that nobody was given, a take returns those and no others.
+        items = reader.take(left, 0) if left else []
         with suppress(Stopping):
-            while left > 0 and not self._stop.requested:
-                # While a hand has items that nobody was given, a take returns those and no others.
-                items = reader.take(min(self._rules.batch, left), 0)
-                left -= len(items)
-                self._settle_items(reader, items)
+            for item in sorted(items, key=self._turn):
+                if self._stop.requested:
+                    return
+                self._settle_left(reader, item)
+
+    def _turn(self, item: Item) -> tuple[bool, int, int, int]:
+        """Those that are lost cost nothing, those that nothing speaks against go next."""
+        return item.crashes < self._rules.attempts, item.crashes, item.slow, item.sequence
+
+    def _settle_left(self, reader: Reader, item: Item) -> None:
+        trial = not (item.crashes or item.slow)
+        reader.begin(item, trial)  # reading it may be what ends a worker
+        if item.crashes >= self._rules.attempts:
+            note = self._ring.note(reader.index)
+            bare = item.crashes > self._rules.attempts
+            self._settle([read_doomed(reader, self._mended(item), now_us(), note, bare=bare)])
+            return
+        job = read_job(reader, self._mended(item), now_us())
+        if item.crashes:
+            reader.begin(None)
+            self._try_later(job, CRASH_PAUSE_S * 2 ** min(item.crashes - 1, DOUBLINGS_MAX))
+            return
+        self._settle([job], trial=trial)
 
     def work_off(self, reader: Reader) -> None:
         """Settles what lies in that hand, retries included, or until `stop` is requested."""
@@ -191,18 +241,26 @@ class BaconWorker:
     def _settle_items(self, reader: Reader, items: Sequence[Item]) -> None:
         if items:
             taken_us = now_us()
-            whole = [self._mend(item) if item.damaged else item for item in items]
-            self._settle([read_job(reader, item, taken_us) for item in whole])
+            self._settle([read_job(reader, self._mended(item), taken_us) for item in items])
+
+    def _mended(self, item: Item) -> Item:
+        return self._mend(item) if item.damaged else item
 
     def _settle_due(self) -> None:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now and not self._stop.requested:
             self._settle([heapq.heappop(self._later)[2]])
 
-    def _settle(self, jobs: list[Job]) -> None:
-        """Commits jobs of one hand together, or finds out whose fault it is that they can't be."""
+    def _settle(self, jobs: list[Job], *, trial: bool = False) -> None:
+        """Commits jobs of one hand together, or finds out whose fault it is that they can't be.
+
+        trial: of a job alone, others wait behind it.
+        """
         try:
-            self._commit(jobs)
+            if len(jobs) == 1:
+                self._commit_alone(jobs[0], trial)
+            else:
+                self._commit(jobs, BATCH_SHARE)
         except (Stopping, StoreError):
             raise  # neither is an order's fault
         except Exception as error:
@@ -211,14 +269,26 @@ class BaconWorker:
                 return
             log.warning("a batch of %d failed, one by one now: %r", len(jobs), error)
             for job in jobs:
-                self._settle([job])
+                self._settle([job], trial=True)
 
-    def _commit(self, jobs: list[Job]) -> None:
+    def _commit_alone(self, job: Job, trial: bool) -> None:
+        job.reader.begin(job.item, trial)
+        try:
+            self._commit([job], TRIAL_SHARE if trial else 1)
+        except Exception:
+            job.reader.begin(None)
+            raise
+        except BaseException as error:
+            if self._alarm is not None:
+                self._alarm.tell(error)
+            raise
+
+    def _commit(self, jobs: list[Job], share: float) -> None:
         for pause_s in pauses():
             begun_ns = time.perf_counter_ns()
             try:
                 with self._store.writing() as transaction:
-                    settled = self._decide(transaction, jobs)
+                    settled = self._decide(transaction, jobs, share)
                 break
             except StoreUnavailable as error:
                 self._outage.note(error)
@@ -240,17 +310,31 @@ class BaconWorker:
         tally.observe(COMMIT_US, duration_ns // 1000)
         tally.observe(COMMIT_ORDERS, jobs)
 
-    def _decide(self, transaction: Connection, jobs: list[Job]) -> list[Settled]:
+    def _decide(self, transaction: Connection, jobs: list[Job], share: float) -> list[Settled]:
         """Everything that a transaction does. Returns those that had no outcome yet, with it."""
         fresh = self._fresh(transaction, jobs)
         works = [job.work for job in fresh if job.work is not None and job.death is None]
-        # Now, that is under the write lock: nobody commits an earlier moment after this one.
-        outcomes = self._processor(transaction, works, now_us()) if works else []
+        outcomes = self._process(transaction, works, share) if works else []
         check_outcomes(outcomes, works)
         decided = iter(outcomes)
         settled = [(job, None if job.death else next(decided)) for job in fresh]
         self._recorder.record(transaction, settled)
         return settled
+
+    def _process(
+        self, transaction: Connection, works: list[Work], share: float
+    ) -> Sequence[Outcome]:
+        """The processor's outcomes, or the end of this process after that share of the time."""
+        begun = time.monotonic()
+        if self._alarm is not None:
+            self._alarm.arm(share * self._rules.order_timeout_s)
+        try:
+            # Now, that is under the write lock: nobody commits an earlier moment after this one.
+            return self._processor(transaction, works, now_us())
+        finally:
+            if self._alarm is not None:
+                self._alarm.disarm()
+            self._pace.note(len(works), time.monotonic() - begun)
 
     def _fresh(self, transaction: Connection, jobs: list[Job]) -> list[Job]:
         """Those without an outcome; of one id that came twice the first."""
@@ -302,8 +386,10 @@ def serve(child: Child, stop: Stop) -> None:
 
 def _serve(child: Child, stop: Stop, readers: ExitStack) -> None:
     work = child.launch.settings.work
-    store = Store.open(child.launch.settings.database, connections_max=1)
-    rules = Rules(batch=work.batch, attempts=work.attempts)
+    # A lock that is waited for within a processor must not pass for an order that takes too long.
+    busy_s = min(BUSY_TIMEOUT_S, work.order_timeout_s * TAKEN_SHARE)
+    store = Store.open(child.launch.settings.database, busy_timeout_s=busy_s, connections_max=1)
+    rules = Rules(work.batch, work.attempts, work.order_timeout_s)
     processor = load_processor(work.processor)
     readers.callback(store.close)
     adopt = child.wait_turn(stop)
@@ -315,6 +401,7 @@ def _serve(child: Child, stop: Stop, readers: ExitStack) -> None:
     worker = BaconWorker(
         child.ring, store, processor, rules, stop, tally=tally, upkeep=upkeep,
         mend=mender(journal_dir(child.launch.settings), child.ring.epoch, stop),
+        alarm=Alarm(child.launch.words_fd),
     )  # fmt: skip
     child.ready()
     if child.launch.work_off:

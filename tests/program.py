@@ -185,10 +185,14 @@ class Rasher:
         """Its ring, attached to this process."""
         return Ring.attach(self.ring_path())
 
-    def column(self, query: str) -> list[Any]:
-        """The first column of a query on its database."""
+    def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """What a query on its database gives."""
         with closing(sqlite3.connect(self.data_dir / "rasher.db")) as database:
-            return [row[0] for row in database.execute(query)]
+            return list(database.execute(query, parameters))
+
+    def column(self, query: str) -> list[Any]:
+        """The first column of that."""
+        return [row[0] for row in self.rows(query)]
 
 
 Start = Callable[..., Rasher]

@@ -17,6 +17,7 @@ from processors.audit_report import Report
 from processors.instants import now_us
 from processors.inventory import add_lots
 from processors.orders import OrderView, find_order
+from processors.patience import Alarm
 from processors.pipeline import Outcome, Processor, Work, fefo
 from processors.schema import Line, Lot, Order, RecordHeader, body_hash, encode_header, encode_order
 from processors.stop import Stop
@@ -96,9 +97,15 @@ class House:
         return worker
 
     def worker(
-        self, stop: Stop, processor: Processor | None = None, rules: Rules | None = None
+        self,
+        stop: Stop,
+        processor: Processor | None = None,
+        rules: Rules | None = None,
+        *,
+        alarm: Alarm | None = None,
     ) -> BaconWorker:
-        return BaconWorker(self.ring, self.store, processor or fefo(), rules or Rules(), stop)
+        processor, rules = processor or fefo(), rules or Rules()
+        return BaconWorker(self.ring, self.store, processor, rules, stop, alarm=alarm)
 
     def view(self, key: bytes) -> OrderView:
         view = find_order(self.store, key)

@@ -14,7 +14,7 @@ from ringbuf import Item, Ring
 
 PATIENCE_S = 60.0  # for what must happen: two busy cores may be slow, but not that slow
 
-# Offsets of kernel.h's shared words in the file, layout 1.
+# Offsets of kernel.h's shared words in the file, layout 2.
 SHARED = 4096
 SIDE = 384
 WRITERS_LOCK, TAIL, WRITERS_EVENT = SHARED, SHARED + 128, SHARED + 256

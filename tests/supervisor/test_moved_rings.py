@@ -100,7 +100,7 @@ def test_a_ring_of_an_unknown_layout_is_refused_and_kept(stand_in: Start) -> Non
     content = path.read_bytes()
     second = stand_in("--workers", "1")
     assert second.end() == 3
-    assert f"{path}: a ring of layout 77 found, 1 wanted; the file stays" in second.log.said[-1]
+    assert f"{path}: a ring of layout 77 found, 2 wanted; the file stays" in second.log.said[-1]
     assert path.read_bytes() == content
     assert second.ring_path() == path
 

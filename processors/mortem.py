@@ -1,0 +1,87 @@
+"""What is learned from the end of a worker: whether it ended by itself, and for which order's sake.
+
+Whoever is killed from outside is a victim, and so is the order that it was at: a storm of kills
+makes no dead letters. A signal of its own making, an exit that nobody asked for, its time being up
+and the kernel's want of memory are put down to the order that it had begun alone. A batch is of
+nobody in particular: the next worker runs its orders one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+
+from ringbuf import Ring
+
+CRASHED = "worker_crashed"
+TIMED_OUT = "timed_out"
+OUT_OF_MEMORY = "out_of_memory"
+
+OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
+OOM_KEY = "oom_kill"
+# What the interpreter tells beyond the traceback.
+EXTENSIONS = "\n\nExtension modules:"
+
+log = logging.getLogger("supervisor")
+
+
+class PostMortem:
+    """Of the workers of one ring."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._oom_kills = count_oom_kills()
+
+    def examine(self, index: int, returncode: int, how: str, words: str) -> bool:
+        """Worker `index` has ended and has no follower yet -> whether an order is blamed.
+
+        `returncode` as in subprocess; `how` says the same in words, `words` are its own last ones.
+        """
+        reason = self._reason(returncode)
+        words = words.split(EXTENSIONS, maxsplit=1)[0].strip()
+        if words:
+            log.error("worker %d left a traceback: %s", index, words)
+        if reason is None:
+            return False
+        note = f"{reason}\na worker that ran this order alone {how}\n\n{words}"
+        blamed = self._ring.blame(index, note, late=reason == TIMED_OUT)
+        if blamed:
+            log.warning("worker %d: the order that it had begun alone is blamed: %s", index, reason)
+        return blamed
+
+    def _reason(self, returncode: int) -> str | None:
+        before, self._oom_kills = self._oom_kills, count_oom_kills()
+        if returncode == -signal.SIGKILL and self._oom_kills > before:
+            return OUT_OF_MEMORY
+        if returncode == -signal.SIGALRM:
+            return TIMED_OUT
+        return None if -returncode in OUTSIDE else CRASHED
+
+
+def count_oom_kills() -> int:
+    """Processes that the kernel has killed for want of memory: of this control group, where it can
+    be asked, else of the machine; 0 where neither tells."""
+    for path in (_memory_events(), Path("/proc/vmstat")):
+        if path is not None and (count := _counter(path)) is not None:
+            return count
+    return 0
+
+
+def _memory_events() -> Path | None:
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    for line in lines:
+        if line.startswith("0::"):
+            return Path("/sys/fs/cgroup", line[3:].lstrip("/"), "memory.events")
+    return None
+
+
+def _counter(path: Path) -> int | None:
+    try:
+        pairs = dict(line.split() for line in path.read_text(encoding="ascii").splitlines())
+        return int(pairs[OOM_KEY])
+    except (OSError, ValueError, KeyError):
+        return None
