@@ -71,6 +71,11 @@ class StoreUnavailable(Exception):
     is known of. The same work can be tried again later; a commit is recognised by its order ids."""
 
 
+class StoreBusy(StoreUnavailable):
+    """It is there, and others have what this needed for longer than the busy timeout: that was the
+    pause, so the same can be tried again at once."""
+
+
 class Store:
     """The database of one process. Any thread may use it; at most `connections_max` at once."""
 
@@ -198,7 +203,8 @@ def _told_apart(engine: Engine) -> Iterator[None]:
         if isinstance(cause, sqlite3.Error) and _code(cause) & 0xFF == sqlite3.SQLITE_READONLY:
             engine.dispose()  # a file that was opened for reading alone stays so
         if isinstance(error, sa.exc.TimeoutError) or _is_unavailable(cause):
-            raise StoreUnavailable(f"the database is not available: {cause}") from error
+            refusal = StoreBusy if _is_locked(cause) else StoreUnavailable
+            raise refusal(f"the database is not available: {cause}") from error
         raise
 
 
@@ -208,6 +214,10 @@ def _is_unavailable(error: BaseException | None) -> bool:
     # Extended codes keep the primary one in the low byte.
     code = _code(error) & 0xFF
     return code in UNAVAILABLE_CODES or NOT_MIGRATED.search(str(error)) is not None
+
+
+def _is_locked(error: BaseException | None) -> bool:
+    return isinstance(error, sqlite3.Error) and _code(error) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _code(error: sqlite3.Error) -> int:

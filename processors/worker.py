@@ -12,8 +12,9 @@ ids in the database and only releases. So every accepted order takes effect exac
 
 When it goes wrong:
 
-    the database is away, locked, full   nobody's fault: the batch stays in hand, the same again
+    the database is away or full         nobody's fault: the batch stays in hand, the same again
                                          after a pause that doubles up to BACKOFF_MAX_S
+    ... or locked by others              the same again at once: the wait was the pause
     a write or sync of it failed         exit 4, and the ring is closed: see processors/doubt.py
     the processor raised, a batch        rolled back, its orders are run one by one
     ... on one order: Retry              stays in hand, others go on; the same again after a pause
@@ -70,7 +71,14 @@ from processors.recording import Recorder, Settled
 from processors.recycling import Recycler
 from processors.schema import format_uuid
 from processors.stop import Stop
-from processors.store import BUSY_TIMEOUT_S, Store, StoreBroken, StoreError, StoreUnavailable
+from processors.store import (
+    BUSY_TIMEOUT_S,
+    Store,
+    StoreBroken,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+)
 from processors.tally import COMMIT_ORDERS, COMMIT_US, QUEUE_US, WORD, Tally
 from processors.upkeep import Upkeep
 from ringbuf import Closed, Empty, HandFull, Item, Reader, Ring
@@ -292,7 +300,7 @@ class BaconWorker:
                 break
             except StoreUnavailable as error:
                 self._outage.note(error)
-                if self._stop.wait(pause_s):
+                if self._stop.wait(0 if isinstance(error, StoreBusy) else pause_s):
                     raise Stopping from error
         self._outage.over()
         self._ring.bump_commits()
