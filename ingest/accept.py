@@ -20,7 +20,7 @@ With a journal there is no 202 before the order is on disk, and no slot before t
 
 After the slot there is no 503: it would say that the order was not taken. When the disk fails then
 the process ends without an answer. A repeat is answered after a record of its own, for that of the
-first may not be on disk yet.
+first may not be on disk yet, unless the first was committed long ago.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ from ingest.drain import DrainMeter
 from ingest.ids import OrderIds
 from ingest.lookup import Earlier
 from ingest.turns import Turns
+from processors.instants import now_us
+from processors.orders import REPEAT_JOURNALED_US
 from processors.schema import (
     Invalid,
     Malformed,
@@ -291,7 +293,11 @@ class Acceptor:
     async def _put_once(self, pending: Pending) -> Answer | Waiting:
         # An item only moves forwards (ring, hand, database), so looking in that order finds it.
         found = self._ring.find(pending.key)
-        earlier = await self._find_stored(pending.key) if found is None else in_flight(found)
+        earlier = None
+        if found is None or _is_old(found.item.accepted_ns // 1000):  # perhaps not released yet
+            earlier = await self._find_stored(pending.key)
+        if earlier is None and found is not None:
+            earlier = in_flight(found)
         if earlier is None:
             return await self._put(pending)
         if earlier.digest != pending.digest:
@@ -300,6 +306,10 @@ class Acceptor:
             return problem(422, f"order_id {order_id} was posted before with another body")
         answer = order_answer(pending.key, earlier.status, earlier.position, REPLAYED)
         if self.journal is None:
+            return answer
+        if earlier.committed_us and _is_old(earlier.committed_us):
+            if self._ring.closed:  # as after a sync: another process is not sure of the disk
+                raise Unanswered
             return answer
         sequence = NO_SEQUENCE if found is None else found.item.sequence
         return await self._append_again(self.journal, pending, sequence, answer)
@@ -334,6 +344,10 @@ class Acceptor:
             f" {self.parked} orders wait",
             self.meter.retry_after_s(self.parked + 1),
         )
+
+
+def _is_old(moment_us: int) -> bool:
+    return now_us() - moment_us > REPEAT_JOURNALED_US
 
 
 def in_flight(found: Found) -> Earlier:

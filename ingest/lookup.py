@@ -11,7 +11,7 @@ import asyncio
 from msgspec import Struct
 
 from ingest.database import Database
-from processors.orders import KnownOrders
+from processors.orders import KnownOrder, KnownOrders
 
 KEYS_MAX = 256
 
@@ -19,11 +19,13 @@ Waiting = tuple[bytes, "asyncio.Future[Earlier | None]"]
 
 
 class Earlier(Struct, frozen=True):
-    """What is known of an order that came before under the same id."""
+    """What is known of an order that came before under the same id; `committed_us`: when it got its
+    outcome, 0 without one."""
 
     digest: bytes
     status: str
     position: int = 0
+    committed_us: int = 0
 
 
 class Lookup:
@@ -53,12 +55,19 @@ class Lookup:
         answers: list[Earlier | Exception | None]
         try:
             found = await self._database.ask(self._known.find, [key for key, _ in some])
-            answers = [Earlier(*found[key]) if key in found else None for key, _ in some]
+            answers = [settled(found.get(key)) for key, _ in some]
         except Exception as error:
             # Each waits in a request of its own and has to be told, whatever went wrong.
             answers = [error] * len(some)
         for (_, future), answer in zip(some, answers, strict=True):
             settle(future, answer)
+
+
+def settled(known: KnownOrder | None) -> Earlier | None:
+    """What the database says of an order."""
+    if known is None:
+        return None
+    return Earlier(known.digest, known.status, committed_us=known.committed_us)
 
 
 def settle(future: asyncio.Future[Earlier | None], answer: Earlier | Exception | None) -> None:

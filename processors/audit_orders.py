@@ -18,11 +18,12 @@ from sqlalchemy.engine import Connection
 from processors.audit_journal import Journaled
 from processors.audit_report import Groups, Report
 from processors.audit_stock import stream
+from processors.known import forgotten_before
 from processors.orders import decode_lines
 from processors.quantity import format_quantity
 from processors.schema import format_uuid, parse_uuid
 from processors.statements import KEYS_MAX, HotKeys
-from processors.tables import movements, orders, outbox, skus
+from processors.tables import NAMESAKE_US, movements, orders, outbox, skus
 
 LEDGER_LINE_BYTES_MAX = 256
 ANSWERED = ("200", "202")
@@ -32,17 +33,25 @@ T = TypeVar("T")
 
 def audit_orders(connection: Connection, report: Report) -> None:
     """Rules once, covered, nothing-held, outcome and outbox."""
+    forgotten_us = forgotten_before(connection)
+
+    def without_order(row: Any) -> None:
+        if row.at_us < forgotten_us:
+            report.counts["movements of forgotten orders"] += 1
+            return
+        report.violate(
+            "once", f"order {format_uuid(row.order_id)} holds {row.sku} and does not exist"
+        )
+
     held = Groups(
         stream(
             connection,
-            sa.select(movements.c.order_id, skus.c.sku, movements.c.delta)
+            sa.select(movements.c.order_id, skus.c.sku, movements.c.delta, movements.c.at_us)
             .join(skus, skus.c.id == movements.c.sku_id)
             .where(sa.text("order_id IS NOT NULL"))
             .order_by(movements.c.order_id),
         ),
-        lambda row: report.violate(
-            "once", f"order {format_uuid(row.order_id)} holds {row.sku} and does not exist"
-        ),
+        without_order,
     )
     events = Groups(
         stream(
@@ -54,12 +63,17 @@ def audit_orders(connection: Connection, report: Report) -> None:
             f"event {row.type} is of order {format_uuid(row.order_id)}, which is not there",
         ),
     )
-    columns = (orders.c.id, orders.c.round, orders.c.status, orders.c.reason, orders.c.lines)
+    columns = (
+        *(orders.c.id, orders.c.round, orders.c.status, orders.c.reason, orders.c.lines),
+        orders.c.accepted_us,
+    )
     for row in stream(connection, sa.select(*columns).order_by(orders.c.id)):
         report.counts["orders"] += 1
         report.counts[f"orders {row.status}"] += 1
         _check_outcome(row, report)
-        _check_held(row, list(held.of(row.id)), report)
+        own, others = _apart(row, held.of(row.id), forgotten_us)
+        report.counts["movements of forgotten orders"] += others
+        _check_held(row, own, report)
         _check_events(row, list(events.of(row.id)), report)
     held.rest()
     events.rest()
@@ -108,9 +122,17 @@ def _check_outcome(row: Any, report: Report) -> None:
         _violate(report, "outcome", row, f"is {row.status} with the reason {row.reason}")
 
 
+def _apart(row: Any, held: Iterator[Any], forgotten_us: int) -> tuple[list[Any], int]:
+    """-> what the order holds, and how much is of one that had its id before and is forgotten."""
+    rows = list(held)
+    last_us = min(forgotten_us, row.accepted_us - NAMESAKE_US)
+    own = [one for one in rows if one.at_us >= last_us]
+    return own, len(rows) - len(own)
+
+
 def _check_held(row: Any, held: list[Any], report: Report) -> None:
     got: Counter[str] = Counter()
-    for _, sku, delta in held:
+    for _, sku, delta, _ in held:
         got[sku] -= delta
     if row.status != "allocated":
         if held:

@@ -57,6 +57,7 @@ def audit_stock(connection: Connection, report: Report) -> None:
                 lots.c.id,
                 lots.c.received,
                 lots.c.available,
+                lots.c.opening,
             ).order_by(lots.c.sku_id, lots.c.expires_us, lots.c.received_us, lots.c.lot_id),
         ),
         lambda row: report.violate("balance", f"lot {row.lot_id} belongs to no sku"),
@@ -75,11 +76,11 @@ def audit_stock(connection: Connection, report: Report) -> None:
         ),
         lambda row: report.violate("sequence", f"movement {row.seq} belongs to no sku"),
     )
-    for sku_id, sku, seq in stream(
-        connection, sa.select(skus.c.id, skus.c.sku, skus.c.seq).order_by(skus.c.id)
-    ):
+    columns = (skus.c.id, skus.c.sku, skus.c.seq, skus.c.folded)
+    for sku_id, sku, seq, folded in stream(connection, sa.select(*columns).order_by(skus.c.id)):
         report.counts["skus"] += 1
-        replay = SkuReplay(sku, report)
+        report.counts["movements in opening balances"] += folded
+        replay = SkuReplay(sku, report, folded)
         for row in all_lots.of(sku_id):
             replay.add_lot(row)
         for row in all_movements.of(sku_id):
@@ -90,24 +91,27 @@ def audit_stock(connection: Connection, report: Report) -> None:
 
 
 class SkuReplay:
-    """One sku: its lots are added, its movements replayed in their order, its balances compared.
+    """One sku: its lots are added with their opening balances, the movements after those `folded`
+    replayed in their order, its balances compared.
 
     Invariant: `_in_stock` holds the keys of the lots with a balance above 0, in the order of use.
     """
 
-    def __init__(self, sku: str, report: Report) -> None:
+    def __init__(self, sku: str, report: Report, folded: int = 0) -> None:
         self._sku = sku
         self._report = report
         self._lots: dict[int, LotReplay] = {}
         self._in_stock: list[UseKey] = []
-        self._seq = 0
+        self._folded = self._seq = folded
 
     def add_lot(self, row: Any) -> None:
         """A lot of this sku, before any movement."""
-        _, expires_us, received_us, lot_id, number, received, available = row
+        _, expires_us, received_us, lot_id, number, received, available, opening = row
         key = (expires_us, received_us, lot_id, number)
-        self._lots[number] = LotReplay(key, received, available)
+        self._lots[number] = lot = LotReplay(key, received, available)
         self._report.counts["lots"] += 1
+        if opening is not None:
+            self._open(lot, opening)
 
     def move(self, row: Any) -> None:
         """The next movement."""
@@ -141,6 +145,15 @@ class SkuReplay:
             if lot.available < 0:
                 below = format_quantity(lot.available)
                 self._violate("balance", f"lot {lot.name} has {below} available, below 0")
+
+    def _open(self, lot: LotReplay, opening: int) -> None:
+        if opening < 0 or not self._folded:
+            text = f"lot {lot.name} begins with {format_quantity(opening)}"
+            self._violate("balance", f"{text}, its sku with {self._folded} movements folded")
+        lot.entered = True
+        lot.balance = opening
+        if opening > 0:
+            insort(self._in_stock, lot.key)
 
     def _check_kind(self, lot: LotReplay, seq: int, delta: int, kind: str) -> None:
         if kind == "receive":

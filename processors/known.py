@@ -13,6 +13,8 @@ from processors.store import Store
 from processors.tables import meta, orders
 from ringbuf import Identity
 
+FORGOTTEN_BEFORE = "forgotten_before"
+
 
 def database_id(store: Store) -> bytes:
     """The 16 bytes that name this database. Raises StoreUnavailable."""
@@ -32,6 +34,22 @@ def commit_something(store: Store) -> None:
             .where(meta.c.name == "touched")
             .values(value=now_us().to_bytes(8, "big"))
         )
+
+
+def forgotten_before(connection: Connection) -> int:
+    """The instant before which orders may be gone, in microseconds since 1970; 0: none are."""
+    query = sa.select(meta.c.value).where(meta.c.name == FORGOTTEN_BEFORE)
+    return int.from_bytes(connection.scalars(query).one(), "big")
+
+
+def forget_before(connection: Connection, moment_us: int) -> None:
+    """Moves that instant, never back. In the transaction that removes such an order, or before."""
+    moment_us = max(moment_us, forgotten_before(connection))
+    connection.execute(
+        sa.update(meta)
+        .where(meta.c.name == FORGOTTEN_BEFORE)
+        .values(value=moment_us.to_bytes(8, "big"))
+    )
 
 
 class Known:

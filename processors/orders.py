@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -14,7 +14,12 @@ from processors.quantity import format_quantity
 from processors.schema import format_instant, format_uuid
 from processors.statements import HotKeys
 from processors.store import Store
-from processors.tables import lots, movements, orders, skus
+from processors.tables import NAMESAKE_US, lots, movements, orders, skus
+
+# A repeat of an order whose commit is older than this is answered without a record of its own in
+# the journal: that commit is on disk, for a worker checkpoints what was committed every second.
+# Retention counts on it (processors/retention.py).
+REPEAT_JOURNALED_US = 3_600_000_000
 
 
 class Allocation(Struct, frozen=True):
@@ -74,7 +79,7 @@ def find_order(store: Store, order_id: bytes) -> OrderView | None:
         row = connection.execute(sa.select(orders).where(orders.c.id == order_id)).one_or_none()
         if row is None:
             return None
-        given = _allocations(connection, order_id) if row.status == "allocated" else []
+        given = _allocations(connection, row) if row.status == "allocated" else []
     lines = decode_lines(row.lines)
     place = {sku: number for number, (sku, _) in enumerate(lines)}
     given.sort(key=lambda one: place.get(one.sku, len(place)))
@@ -97,21 +102,27 @@ def find_order(store: Store, order_id: bytes) -> OrderView | None:
     )
 
 
+class KnownOrder(NamedTuple):
+    """What a repeat is compared with. `digest`: of the body, b"" (which equals no other) where it
+    could not be read; `committed_us`: since 1970."""
+
+    digest: bytes
+    status: str
+    committed_us: int
+
+
 class KnownOrders:
     """Looks up many ids at once, to compare repeats; the hot read of a front."""
 
     def __init__(self) -> None:
-        columns = orders.c.id, orders.c.body_hash, orders.c.status
+        columns = orders.c.id, orders.c.body_hash, orders.c.status, orders.c.committed_us
         self._select = HotKeys(lambda keys: sa.select(*columns).where(orders.c.id.in_(keys)))
 
-    def find(self, store: Store, order_ids: Sequence[bytes], /) -> dict[bytes, tuple[bytes, str]]:
-        """(hash of the body, status) of those ids that have an outcome. Raises StoreUnavailable.
-
-        The hash is b"", which equals no other, where the body could not be read.
-        """
+    def find(self, store: Store, order_ids: Sequence[bytes], /) -> dict[bytes, KnownOrder]:
+        """Those of the ids that have an outcome. Raises StoreUnavailable."""
         with store.reading() as connection:
             rows = self._select.all(connection, order_ids)
-        return {order_id: (body_hash or b"", status) for order_id, body_hash, status in rows}
+        return {key: KnownOrder(digest or b"", *rest) for key, digest, *rest in rows}
 
 
 def decode_lines(text: str | None) -> list[tuple[str, int]]:
@@ -119,13 +130,16 @@ def decode_lines(text: str | None) -> list[tuple[str, int]]:
     return msgspec.json.decode(text, type=list[tuple[str, int]]) if text else []
 
 
-def _allocations(connection: Connection, order_id: bytes) -> list[Allocation]:
+def _allocations(connection: Connection, order: sa.Row[Any]) -> list[Allocation]:
     """In the order in which they were taken, sku by sku."""
     rows = connection.execute(
         sa.select(skus.c.sku, lots.c.lot_id, movements.c.delta, lots.c.expires_us)
         .join(lots, lots.c.id == movements.c.lot)
         .join(skus, skus.c.id == movements.c.sku_id)
-        .where(movements.c.order_id == order_id)
+        .where(
+            movements.c.order_id == order.id,
+            movements.c.at_us >= order.accepted_us - NAMESAKE_US,
+        )
         .order_by(movements.c.sku_id, movements.c.seq)
     )
     return [

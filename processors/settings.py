@@ -99,11 +99,13 @@ class LogSettings(Struct, frozen=True):
 
 
 class Settings(Struct, frozen=True):
-    """data_dir is absolute, database a SQLAlchemy URL whose path is absolute."""
+    """data_dir is absolute, database a SQLAlchemy URL whose path is absolute; retain_days: of
+    finished orders, 0 for ever."""
 
     data_dir: str
     database: str
     durability: str = "disk"
+    retain_days: int = 90
     graceful_timeout_s: float = 30.0
     ring: RingSettings = RingSettings()
     http: HttpSettings = HttpSettings()

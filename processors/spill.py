@@ -32,7 +32,10 @@ def spill(settings: Settings, rings: Sequence[Ring], database: bytes) -> int:
 
 def _write(settings: Settings, ring: Ring, items: Sequence[Item], database: bytes) -> None:
     now = time.time_ns()
-    header = replace(own_header(ring.epoch, database), serial=now, made_ns=now)
+    # Older than the segment itself: what is committed and only not released yet may be long known,
+    # and must stay known (processors/retention.py).
+    oldest_ns = min(now, *(item.accepted_ns for item in items))
+    header = replace(own_header(ring.epoch, database), serial=now, made_ns=oldest_ns)
     records = grouped(now, (_record(item) for item in items))
     fd, _ = make_segment(make_journal_dir(settings), header, records)
     os.close(fd)

@@ -48,17 +48,20 @@ orders = sa.Table(
     sqlite_strict=True,
 )
 
-# The row that is locked before a sku's stock is read or changed. `seq` = its last movement.
+# The row that is locked before a sku's stock is read or changed. `seq` = its last movement; those
+# up to `folded` are gone, into its lots' opening balances (processors/retention.py).
 skus = sa.Table(
     "skus",
     metadata,
     sa.Column("id", BigInt, primary_key=True),
     sa.Column("sku", ByteText, nullable=False, unique=True),
     sa.Column("seq", BigInt, nullable=False),
+    sa.Column("folded", BigInt, nullable=False, server_default=sa.text("0")),
     sqlite_strict=True,
 )
 
-# `available` is the sum of the lot's movements, kept so that nobody has to add them up.
+# `available` is the lot's opening balance and the sum of its movements, kept so that nobody has to
+# add them up. `opening` is null until the lot's receipt, its first movement, is folded into it.
 lots = sa.Table(
     "lots",
     metadata,
@@ -71,6 +74,7 @@ lots = sa.Table(
     sa.Column("received_us", BigInt, nullable=False),
     sa.Column("supplier", sa.Text),
     sa.Column("body_hash", sa.LargeBinary(16), nullable=False),
+    sa.Column("opening", BigInt),
     sa.CheckConstraint("available >= 0", name="lots_available"),
     sqlite_strict=True,
 )
@@ -92,9 +96,14 @@ lots_in_stock = sa.Index(
     sqlite_where=IN_STOCK,
     postgresql_where=IN_STOCK,
 )
-# Append-only. `at_us` is the moment used: an allocation may not touch a lot expired by then.
-# `order_id` has no foreign key: the pipeline writes movements before the worker writes the order,
-# a deferred check would cost a look-up per row, and the audit proves the same in both directions.
+# A movement that is that much older than its order is of another one, which had the id before and
+# was forgotten (at least a day later), after which the id was posted anew.
+NAMESAKE_US = 43_200_000_000
+
+# Append-only; only retention folds the oldest into opening balances. `at_us` is the moment used: an
+# allocation may not touch a lot expired by then. `order_id` has no foreign key: the pipeline writes
+# movements before the worker writes the order, a deferred check would cost a look-up per row, and
+# the audit proves the same in both directions.
 movements = sa.Table(
     "movements",
     metadata,
@@ -131,9 +140,19 @@ outbox = sa.Table(
     sa.Column("created_us", BigInt, nullable=False),
     sqlite_strict=True,
 )
+# Retention finds an order by its first event, and by this its others, if it was replayed. An index
+# of all events would cost every order.
+OF_A_REPLAY = sa.text("round > 0")
+outbox_of_replayed = sa.Index(
+    "outbox_of_replayed",
+    outbox.c.order_id,
+    sqlite_where=OF_A_REPLAY,
+    postgresql_where=OF_A_REPLAY,
+)
 
 # Facts of the database itself. `database_id`: 16 random bytes, made with it, that a journal bears;
-# `touched`: changed only to have something to commit.
+# `touched`: changed only to have something to commit; `forgotten_before`: an instant (8 bytes, most
+# significant first) before which orders, and nothing else, may be gone.
 meta = sa.Table(
     "meta",
     metadata,

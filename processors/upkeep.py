@@ -1,4 +1,5 @@
-"""What a worker does beside orders: checkpoints of the database, and tidying up the journal."""
+"""What a worker does beside orders: checkpoints of the database, tidying up the journal, and
+forgetting old orders."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 from processors.recycling import Recycler
+from processors.retention import Retention
 from processors.store import Store, StoreBroken, StoreUnavailable
 from ringbuf.journal import NO_ROOM
 
@@ -19,11 +21,19 @@ log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """Of one worker; only one of them has the recycler. What can't be done now is done later."""
+    """Of one worker; only one of them has the recycler and the retention. What can't be done now is
+    done later."""
 
-    def __init__(self, store: Store, recycler: Recycler | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        recycler: Recycler | None = None,
+        retention: Retention | None = None,
+    ) -> None:
         self._store = store
         self._recycler = recycler
+        self._retention = retention
+        self._removed = 0  # of what the retention had, at the last checkpoint
         self._orders = 0
         self._commits = 0
         self._wal = store.wal_path
@@ -39,6 +49,8 @@ class Upkeep:
 
     def look(self) -> None:
         """Often: what is due for the clock, not for commits. Raises StoreBroken."""
+        if self._retention is not None:
+            self._retention.look()
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_EVERY_S
@@ -59,12 +71,21 @@ class Upkeep:
             log.debug("the journal can't be tidied up now: %s", error)
 
     def _checkpoint(self) -> None:
-        self._orders = self._commits = 0
+        orders, self._orders, self._commits = self._orders, 0, 0
         self._seen_ns = self._changed_ns()
+        begun = time.monotonic()
         try:
             self._store.checkpoint()
         except StoreUnavailable as error:
             log.debug("no checkpoint now: %s", error)
+        if self._retention is not None:
+            self._share(self._retention, orders, time.monotonic() - begun)
+
+    def _share(self, retention: Retention, orders: int, seconds: float) -> None:
+        """Charges the retention with its part of a checkpoint."""
+        removed, self._removed = retention.removed - self._removed, retention.removed
+        if removed:
+            retention.charge(seconds * removed / (removed + orders))
 
     def _changed_ns(self) -> int:
         if self._wal is None:

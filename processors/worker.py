@@ -69,6 +69,7 @@ from processors.pipeline import (
 )
 from processors.recording import Recorder, Settled
 from processors.recycling import Recycler
+from processors.retention import make_retention
 from processors.schema import format_uuid
 from processors.stop import Stop
 from processors.store import (
@@ -405,7 +406,7 @@ def _serve(child: Child, stop: Stop, readers: ExitStack) -> None:
         return
     own = readers.enter_context(child.ring.reader(child.launch.index))
     tally = child.tally("reader", own.index)
-    upkeep = Upkeep(store, own_recycler(child, store))
+    upkeep = own_upkeep(child, store)
     worker = BaconWorker(
         child.ring, store, processor, rules, stop, tally=tally, upkeep=upkeep,
         mend=mender(journal_dir(child.launch.settings), child.ring.epoch, stop),
@@ -423,11 +424,13 @@ def _serve(child: Child, stop: Stop, readers: ExitStack) -> None:
     worker.run(own)
 
 
-def own_recycler(child: Child, store: Store) -> Recycler | None:
-    """One worker has it, the first: there is always one of that index."""
+def own_upkeep(child: Child, store: Store) -> Upkeep:
+    """One worker tidies up for all, the first: there is always one of that index."""
+    settings = child.launch.settings
     if child.launch.index:
-        return None
-    return Recycler(journal_dir(child.launch.settings), store)
+        return Upkeep(store)
+    recycler = Recycler(journal_dir(settings), store)
+    return Upkeep(store, recycler, make_retention(settings, store))
 
 
 def main(argv: Sequence[str]) -> int:

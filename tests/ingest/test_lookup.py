@@ -11,6 +11,7 @@ import pytest
 from ingest.answers import Refused, unavailable
 from ingest.database import Database
 from ingest.lookup import KEYS_MAX, Earlier, Lookup
+from processors.orders import KnownOrder
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +29,7 @@ class SlowDatabase:
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
-        return {key: (key * 16, "allocated") for key in keys if key != b"?"}
+        return {key: KnownOrder(key * 16, "allocated", 7) for key in keys if key != b"?"}
 
 
 def make(error: Exception | None = None) -> tuple[SlowDatabase, Lookup]:
@@ -50,10 +51,10 @@ async def test_who_comes_while_a_question_is_under_way_shares_the_next_one() -> 
     database.go_on.set()
     found = await asyncio.gather(*first, *later)
     assert found == [
-        Earlier(b"a" * 16, "allocated"),
-        Earlier(b"b" * 16, "allocated"),
+        Earlier(b"a" * 16, "allocated", committed_us=7),
+        Earlier(b"b" * 16, "allocated", committed_us=7),
         None,
-        Earlier(b"c" * 16, "allocated"),
+        Earlier(b"c" * 16, "allocated", committed_us=7),
     ]
     assert database.asked == [[b"a"], [b"b", b"?", b"c"]]
 
@@ -74,8 +75,8 @@ async def test_who_hung_up_is_not_asked_for_and_harms_nobody() -> None:
     await asyncio.wait({gone})
     database.go_on.set()
     assert [await first, await stays] == [
-        Earlier(b"a" * 16, "allocated"),
-        Earlier(b"c" * 16, "allocated"),
+        Earlier(b"a" * 16, "allocated", committed_us=7),
+        Earlier(b"c" * 16, "allocated", committed_us=7),
     ]
 
 
@@ -88,4 +89,4 @@ async def test_everybody_is_told_of_a_failure_and_the_next_question_is_asked(
     database.go_on.set()
     assert await asyncio.gather(*tasks, return_exceptions=True) == [error, error]
     database.error = None
-    assert await lookup.find(b"d") == Earlier(b"d" * 16, "allocated")
+    assert await lookup.find(b"d") == Earlier(b"d" * 16, "allocated", committed_us=7)

@@ -1,0 +1,522 @@
+"""Finished orders are forgotten after their time, and nothing else is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from processors import retention as retention_module
+from processors.inventory import adjust_lot
+from processors.journal import journal_dir, make_journal_dir
+from processors.known import forgotten_before
+from processors.pipeline import fefo
+from processors.retention import (
+    AGAIN_S,
+    AWAY_S,
+    BURST_S,
+    DAY_US,
+    MARGIN_US,
+    SHARE,
+    Retention,
+    make_retention,
+    oldest_us,
+)
+from processors.schema import Adjustment
+from processors.settings import Settings
+from processors.spill import spill
+from processors.stop import Stop
+from processors.store import Store, StoreBroken, StoreUnavailable
+from processors.upkeep import Upkeep
+from processors.worker import BaconWorker, Rules
+from tests.processors.kit import House
+from tests.processors.left import PAYLOAD, header_of, records, write
+
+DAYS = 90
+
+
+def later(house: House, days: float = DAYS + 2) -> int:
+    return house.now + int(days * DAY_US)
+
+
+def retention(house: House, *, now: int | None = None, oldest: int | None = None) -> Retention:
+    """Of a day on which all that there is is old, unless told otherwise."""
+    now = now or later(house)
+    return Retention(house.store, DAYS, lambda: oldest or now, now=lambda: now)
+
+
+def pass_over(one: Retention) -> None:
+    while one.step():
+        pass
+
+
+def counts(house: House) -> dict[str, int]:
+    return {
+        table: int(house.rows(f"SELECT count(*) FROM {table}")[0][0])
+        for table in ("orders", "outbox", "movements")
+    }
+
+
+def balances(house: House) -> list[tuple[Any, ...]]:
+    return house.rows("SELECT lot_id, available FROM lots ORDER BY lot_id")
+
+
+@pytest.fixture
+def settled(house: House) -> House:
+    """Orders of every outcome, lots in use, spent and untouched, an adjustment between orders."""
+    house.stock(
+        house.lot("first", "HAM", 1000, hours=1),
+        house.lot("second", "HAM", 5000, hours=2),
+        house.lot("bacon", "BACON", 5000, hours=2),
+        house.lot("idle", "EGGS", 700),
+    )
+    house.put(("HAM", 1500), ("BACON", 250), key=b"A" * 16)
+    house.put(("HAM", 250), key=b"B" * 16)
+    house.put(("HAM", 10**9), key=b"C" * 16)
+    house.put_bytes(b"\xc1", key=b"D" * 16)
+    house.work()
+    adjust_lot(house.store, "second", Adjustment(-30, "spoilage"))
+    house.put(("HAM", 100), ("BACON", 4750), key=b"E" * 16)
+    house.work()
+    return house
+
+
+def test_what_is_finished_and_old_goes_with_its_events_and_the_balances_stay(
+    settled: House,
+) -> None:
+    before = balances(settled)
+    pass_over(retention(settled))
+    assert settled.rows("SELECT id, status FROM orders") == [(b"D" * 16, "dead")]
+    assert settled.rows("SELECT order_id, type FROM outbox") == [(b"D" * 16, "order.dead")]
+    assert counts(settled)["movements"] == 0
+    assert settled.rows("SELECT lot_id, opening FROM lots ORDER BY lot_id") == before
+    assert settled.rows("SELECT count(*) FROM skus WHERE folded = seq") == [(3,)]
+    assert balances(settled) == before
+    report = settled.audit()
+    assert report.ok, list(report.lines())
+    assert report.counts["movements in opening balances"] == 11
+
+
+def test_work_goes_on_from_the_opening_balances(settled: House) -> None:
+    pass_over(retention(settled))
+    key = settled.put(("HAM", 4000))
+    settled.work()
+    assert settled.given(key) == [("HAM", "second", "4")]
+    assert settled.audit().ok
+    pass_over(retention(settled, now=later(settled, 2 * DAYS)))
+    assert settled.audit().ok
+    assert counts(settled) == {"orders": 1, "outbox": 1, "movements": 0}
+
+
+def test_what_is_younger_than_its_time_stays(settled: House) -> None:
+    before = counts(settled)
+    pass_over(retention(settled, now=later(settled, DAYS - 1)))
+    assert counts(settled) == before
+    assert settled.rows("SELECT value FROM meta WHERE name = 'forgotten_before'") == [(bytes(8),)]
+
+
+def test_a_limit_between_orders_parts_them(settled: House) -> None:
+    (committed_us,) = settled.rows(
+        "SELECT committed_us FROM orders WHERE id = x'" + "45" * 16 + "'"
+    )
+    pass_over(retention(settled, now=committed_us[0] + DAYS * DAY_US))
+    assert {row[0] for row in settled.rows("SELECT id FROM orders")} == {b"D" * 16, b"E" * 16}
+    assert settled.audit().ok
+    with settled.store.reading() as connection:
+        assert forgotten_before(connection) == committed_us[0]
+
+
+def test_a_dead_letter_stays_until_it_was_discarded(settled: House) -> None:
+    settled.tamper(
+        "UPDATE orders SET status = 'dead', reason = 'discarded', round = 1 WHERE status = 'dead'"
+    )
+    pass_over(retention(settled))
+    assert counts(settled)["orders"] == counts(settled)["outbox"] == 0
+
+
+def test_an_order_that_was_replayed_goes_with_all_of_its_events(settled: House) -> None:
+    settled.tamper(
+        "UPDATE orders SET round = 2 WHERE id = CAST('BBBBBBBBBBBBBBBB' AS BLOB)",
+        "UPDATE outbox SET type = 'order.dead' WHERE order_id = CAST('BBBBBBBBBBBBBBBB' AS BLOB)",
+        "INSERT INTO outbox (order_id, round, type, created_us)"
+        " SELECT id, 1, 'order.dead', committed_us FROM orders WHERE round = 2",
+        "INSERT INTO outbox (order_id, round, type, created_us)"
+        " SELECT id, 2, 'order.allocated', committed_us FROM orders WHERE round = 2",
+    )
+    pass_over(retention(settled))
+    assert settled.rows("SELECT order_id FROM outbox") == [(b"D" * 16,)]
+
+
+def test_an_order_whose_movement_is_younger_than_the_limit_stays(settled: House) -> None:
+    late = later(settled)
+    settled.tamper(f"UPDATE movements SET at_us = {late} WHERE sku_id = 2 AND kind = 'allocate'")
+    pass_over(retention(settled))
+    left = {row[0] for row in settled.rows("SELECT id FROM orders")}
+    assert left == {b"A" * 16, b"D" * 16, b"E" * 16}
+
+
+def test_an_id_that_was_forgotten_is_a_new_order_and_holds_only_its_own(settled: House) -> None:
+    one = retention(settled)
+    while settled.rows("SELECT 1 FROM orders WHERE status = 'allocated'"):
+        one.step()
+    assert counts(settled)["movements"] == 11
+    assert settled.audit().ok
+    settled.put(("HAM", 20), key=b"A" * 16)
+    settled.work()
+    shift = later(settled) - settled.now  # it came after, by the calendar
+    settled.tamper(
+        f"UPDATE orders SET accepted_us = accepted_us + {shift} WHERE id = x'{'41' * 16}'",
+        "UPDATE movements SET at_us = (SELECT accepted_us FROM orders WHERE id = x'"
+        + "41" * 16
+        + "') WHERE seq = (SELECT seq FROM skus WHERE sku = 'HAM') AND sku_id = 1",
+        f"UPDATE lots SET expires_us = expires_us + {2 * shift}",
+    )
+    assert settled.given(b"A" * 16) == [("HAM", "second", "0.02")]
+    pass_over(one)
+    assert counts(settled)["movements"] == 1
+    assert settled.given(b"A" * 16) == [("HAM", "second", "0.02")]
+    assert settled.audit().ok, list(settled.audit().lines())
+
+
+# ---- never in the way of recovery ------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(house: House) -> Settings:
+    found = Settings(data_dir=str(house.folder), database=house.url)
+    make_journal_dir(found)
+    (house.folder / "ring.path").write_text(f"{house.ring.path}\n")
+    return found
+
+
+def test_what_the_journal_may_still_bring_is_not_forgotten(
+    settings: Settings, house: House
+) -> None:
+    made_ns = (house.now - 5 * DAY_US) * 1000
+    path = write(settings, house, records(1), replace(header_of(house), made_ns=made_ns))
+    assert oldest_us(settings) == made_ns // 1000
+    path.rename(path.with_suffix(".sealed"))
+    assert oldest_us(settings) == made_ns // 1000
+
+
+def test_what_waits_or_lies_in_a_hand_is_not_forgotten(settings: Settings, house: House) -> None:
+    assert oldest_us(settings) > house.now
+    for accepted_us in (house.now - 3 * DAY_US, house.now - 7 * DAY_US, house.now):
+        house.writer.put(PAYLOAD, os.urandom(16), accepted_ns=accepted_us * 1000)
+    assert oldest_us(settings) == house.now - 7 * DAY_US
+    with house.ring.reader(0) as reader:
+        reader.take(2, 0)
+        assert oldest_us(settings) == house.now - 7 * DAY_US
+
+
+def test_what_a_stop_wrote_says_when_its_oldest_was_accepted(
+    settings: Settings, house: House
+) -> None:
+    house.writer.put(PAYLOAD, os.urandom(16), accepted_ns=(house.now - DAY_US) * 1000)
+    spill(settings, [house.ring], bytes(16))
+    house.work()
+    assert oldest_us(settings) == house.now - DAY_US
+
+
+def test_a_segment_that_is_gone_when_it_is_looked_at_puts_it_off(
+    settings: Settings, settled: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = journal_dir(settings) / "0000000000000001.journal"
+    monkeypatch.setattr(retention_module, "segment_paths", lambda _: [gone])
+    one = make_retention(settings, settled.store)
+    assert one is not None
+    with pytest.raises(FileNotFoundError):
+        one.step()
+
+
+def test_a_day_is_left_between_what_is_needed_and_what_goes(settled: House) -> None:
+    before = counts(settled)
+    (newest,) = settled.rows("SELECT max(committed_us) FROM orders")
+    pass_over(retention(settled, oldest=newest[0] + MARGIN_US - 1000))
+    assert counts(settled)["orders"] == 2
+    pass_over(retention(settled, oldest=newest[0] + MARGIN_US + 1))
+    assert counts(settled)["orders"] == 1 < before["orders"]
+
+
+def test_kept_for_ever_nothing_is_looked_at(settings: Settings, house: House) -> None:
+    for_ever = Settings(data_dir=settings.data_dir, database=house.url, retain_days=0)
+    assert make_retention(for_ever, house.store) is None
+
+
+# ---- when it goes wrong ----------------------------------------------------------------------
+
+
+class Interrupting(Store):
+    """One connection, whose statements are interrupted when the countdown has come to its end: a
+    unit is a few instructions of SQLite's machine."""
+
+    countdown: int | None = None
+
+    def arm(self, countdown: int | None) -> None:
+        self.countdown = countdown
+
+    def handler(self) -> int:
+        if self.countdown is None:
+            return 0
+        self.countdown -= 1
+        return int(self.countdown < 0)
+
+
+@pytest.fixture
+def interrupting(settled: House) -> Iterator[Interrupting]:
+    store = Interrupting.open(settled.url, connections_max=1)
+
+    def connected(connection: sqlite3.Connection, _: object) -> None:
+        connection.set_progress_handler(store.handler, 25)
+
+    event.listen(store.engine, "connect", connected)
+    yield store
+    store.close()
+
+
+def test_interrupted_anywhere_it_is_as_if_that_step_had_not_begun(
+    settled: House, interrupting: Interrupting
+) -> None:
+    before = balances(settled)
+    now = later(settled)
+    one = Retention(interrupting, DAYS, lambda: now, now=lambda: now)
+    one.forgetting.rows = one.folding.rows = 8
+    countdown, interruptions, more = 0, 0, True
+    while more:
+        interrupting.arm(countdown)
+        try:
+            more = one.step()
+        except StoreUnavailable:
+            interruptions, countdown = interruptions + 1, countdown + 1
+            report = settled.audit()
+            assert report.ok, list(report.lines())
+        else:
+            countdown = 0
+        interrupting.arm(None)
+    assert interruptions > 20
+    assert balances(settled) == before
+    assert counts(settled) == {"orders": 1, "outbox": 1, "movements": 0}
+    assert settled.audit().ok
+
+
+def test_killed_between_any_two_steps_the_next_goes_on(settled: House) -> None:
+    before, steps = balances(settled), 0
+    while counts(settled) != {"orders": 1, "outbox": 1, "movements": 0}:
+        steps += 1
+        one = retention(settled)  # what a new process knows
+        for _ in range(steps):
+            one.step()
+        assert settled.audit().ok
+        assert balances(settled) == before
+    assert steps > 4
+
+
+def test_a_finished_order_that_changed_meanwhile_is_left_for_the_next_time(
+    settled: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = retention(settled)
+    one.step()
+    before = counts(settled)
+    with monkeypatch.context() as patch:
+        patch.setattr(one, "_can_go", lambda *_: [b"A" * 16, b"D" * 16])
+        with pytest.raises(StoreUnavailable, match="has changed"):
+            one.step()
+    assert counts(settled) == before
+    pass_over(one)
+    assert counts(settled)["orders"] == 1
+
+
+# ---- its share of a worker's time --------------------------------------------------------------
+
+
+class Clock:
+    """`time`, as far as the module needs it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Slow(Retention):
+    """Steps that take so long, and end with what is given."""
+
+    def __init__(self, house: House, clock: Clock, step_s: float, *ends: object) -> None:
+        super().__init__(house.store, DAYS, lambda: 0)
+        self.clock, self.step_s, self.ends, self.steps = clock, step_s, list(ends), 0
+
+    def step(self) -> bool:
+        self.steps += 1
+        self.clock.now += self.step_s
+        end = self.ends.pop(0) if self.ends else True
+        if isinstance(end, Exception):
+            raise end
+        return bool(end)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(retention_module, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("look_every_s", [0.001, 0.5])
+def test_it_takes_its_share_of_the_time_and_no_more(
+    house: House, clock: Clock, look_every_s: float
+) -> None:
+    slow, begun, longest = Slow(house, clock, 0.004), clock.now, 0.0
+    while clock.now - begun < 100:
+        clock.now += look_every_s
+        before = clock.now
+        slow.look()
+        longest = max(longest, clock.now - before)
+    share = slow.steps * slow.step_s / (clock.now - begun)
+    assert 0.045 < share < SHARE * 1.02
+    assert longest <= BURST_S + slow.step_s
+
+
+def test_a_pass_that_is_over_rests_for_an_hour(house: House, clock: Clock) -> None:
+    slow = Slow(house, clock, 0.001, True, False)
+    for _ in range(int(AGAIN_S) + 5):
+        clock.now += 1
+        slow.look()
+        if clock.now < 1000 + AGAIN_S:
+            assert slow.steps == 2
+    assert slow.steps > 2
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("away"), FileNotFoundError(errno.ENOENT, "gone")]
+)
+def test_what_passes_is_tried_again_after_a_while(
+    house: House, clock: Clock, error: Exception
+) -> None:
+    slow = Slow(house, clock, 0.001, error)
+    clock.now += 1
+    slow.look()
+    clock.now += AWAY_S / 2
+    slow.look()
+    assert slow.steps == 1
+    clock.now += AWAY_S
+    slow.look()
+    assert slow.steps > 1
+
+
+def test_an_error_of_the_disk_is_final(house: House, clock: Clock) -> None:
+    slow = Slow(house, clock, 0.001, OSError(errno.EIO, os.strerror(errno.EIO)))
+    clock.now += 1
+    with pytest.raises(StoreBroken, match="Input/output error"):
+        slow.look()
+
+
+def test_its_part_of_a_checkpoint_is_charged_to_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = retention(house)
+    charged: list[float] = []
+    monkeypatch.setattr(one, "charge", charged.append)
+    upkeep = Upkeep(house.store, None, one)
+    upkeep.committed(1000)
+    assert not charged
+    one.removed = 10
+    upkeep.committed(1000)
+    upkeep.committed(1000)
+    assert len(charged) == 1
+
+
+def test_a_worker_forgets_beside_its_work(settled: House, tmp_path: Path) -> None:
+    one = retention(settled)
+    one.charge(-1.0)  # a second saved up
+    settled.put(("HAM", 10), key=b"F" * 16)
+    settled.ring.close()
+    with Stop() as stop, settled.ring.reader(0) as reader:
+        upkeep = Upkeep(settled.store, None, one)
+        worker = BaconWorker(settled.ring, settled.store, fefo(), Rules(), stop, upkeep=upkeep)
+        for _ in range(20):
+            upkeep.look()
+        worker.run(reader)
+    settled.ring.reopen()
+    assert settled.audit().ok
+    with closing(sqlite3.connect(tmp_path / "rasher.db")) as database:
+        ids = {row[0] for row in database.execute("SELECT id FROM orders")}
+    assert b"F" * 16 in ids
+    assert b"A" * 16 not in ids
+
+
+# ---- the audit of what is left -----------------------------------------------------------------
+
+
+@pytest.fixture
+def half_way(settled: House) -> House:
+    """All but the last two orders is forgotten."""
+    (limit_us,) = settled.rows(f"SELECT min(at_us) FROM movements WHERE order_id = x'{'45' * 16}'")
+    settled.put(("HAM", 10), key=b"F" * 16)
+    settled.work()
+    pass_over(retention(settled, now=limit_us[0] + DAYS * DAY_US))
+    assert settled.rows("SELECT folded, seq FROM skus ORDER BY id") == [(6, 8), (2, 3), (1, 1)]
+    return settled
+
+
+LAST_HAM = "sku_id = 1 AND seq = (SELECT max(seq) FROM movements WHERE sku_id = 1)"
+DAMAGE = [
+    (
+        "once",
+        "does not exist",
+        f"DELETE FROM orders WHERE id = x'{'45' * 16}';"
+        f" DELETE FROM outbox WHERE order_id = x'{'45' * 16}'",
+    ),
+    ("outbox", "which is not there", "DELETE FROM orders WHERE status = 'dead'"),
+    (
+        "balance",
+        "its movements make",
+        "UPDATE lots SET opening = opening + 1 WHERE lot_id = 'idle'",
+    ),
+    (
+        "balance",
+        "its movements make",
+        "UPDATE lots SET opening = opening - 1 WHERE lot_id = 'second'",
+    ),
+    ("balance", "begins with -0.001", "UPDATE lots SET opening = -1 WHERE lot_id = 'first'"),
+    ("balance", "0 movements folded", "UPDATE skus SET folded = 0 WHERE sku = 'EGGS'"),
+    ("balance", "was never received", "UPDATE lots SET opening = NULL WHERE lot_id = 'first'"),
+    ("sequence", "8 follows 6", "DELETE FROM movements WHERE sku_id = 1 AND seq = 7"),
+    ("sequence", "its row says", f"DELETE FROM movements WHERE {LAST_HAM}"),
+    ("sequence", "7 follows 5", "UPDATE skus SET folded = folded - 1 WHERE sku = 'HAM'"),
+    ("sequence", "its row says", "UPDATE skus SET folded = folded + 1 WHERE sku = 'EGGS'"),
+    (
+        "fefo",
+        "lot first was the first",
+        "UPDATE lots SET opening = 5, available = 5 WHERE lot_id = 'first'",
+    ),
+    (
+        "once",
+        "does not exist",
+        "UPDATE meta SET value = x'0000000000000001' WHERE name = 'forgotten_before';"
+        f" UPDATE movements SET order_id = x'{'47' * 16}' WHERE order_id = x'{'45' * 16}'",
+    ),
+]
+
+
+def test_an_untouched_house_of_which_much_is_forgotten_passes(half_way: House) -> None:
+    report = half_way.audit()
+    assert report.ok, list(report.lines())
+    assert report.counts["movements in opening balances"] > 0
+
+
+@pytest.mark.parametrize(("rule", "message", "statements"), DAMAGE)
+def test_what_was_damaged_around_retention_is_found(
+    half_way: House, rule: str, message: str, statements: str
+) -> None:
+    half_way.tamper(*statements.split(";"))
+    found = [one.detail for one in half_way.audit().violations if one.rule == rule]
+    assert any(message in detail for detail in found), list(half_way.audit().lines())
