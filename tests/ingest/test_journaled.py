@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from ingest import accept as accept_module
+from processors.instants import now_us
+from processors.orders import REPEAT_JOURNALED_US
 from ringbuf import Item, Segment
 from ringbuf import journal as journal_module
 from ringbuf._journal import Syncer
@@ -228,6 +231,50 @@ async def test_a_repeat_of_a_settled_order_takes_no_place_of_the_ring(start: Sta
     service.work_off()
     assert (await service.post(OWN)).headers["idempotency-replayed"] == "true"
     assert [item.sequence for item in journaled(service)] == [0, 1, accept_module.NO_SEQUENCE]
+
+
+async def test_a_repeat_of_what_was_committed_long_ago_is_answered_without_a_record(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await start(durability="disk")
+    assert (await service.post(OWN)).status_code == 202
+    service.work_off()
+    monkeypatch.setattr(accept_module, "now_us", lambda: now_us() + REPEAT_JOURNALED_US)
+    again = await service.post(OWN)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
+    assert again.json()["status"] == "rejected"
+    assert len(journaled(service)) == 1
+    other = OWN.replace(b"Foods", b"Goods")
+    assert (await service.post(other)).status_code == 422
+    service.ring.close()  # by another process, which is not sure of what is on disk
+    with pytest.raises(httpx.RemoteProtocolError):
+        await service.post(OWN)
+    service.ring.reopen()
+
+
+async def test_a_repeat_of_what_waits_for_long_is_on_disk_once_more(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await start(durability="disk")
+    assert (await service.post(OWN)).status_code == 202
+    monkeypatch.setattr(accept_module, "now_us", lambda: now_us() + REPEAT_JOURNALED_US)
+    again = await service.post(OWN)
+    assert (again.status_code, again.json()["status"]) == (202, "queued")
+    assert [item.sequence for item in journaled(service)] == [0, 0]
+
+
+async def test_a_repeat_of_what_was_committed_long_ago_and_never_released_has_no_record(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await start(durability="disk")
+    assert (await service.post(OWN)).status_code == 202
+    (item,) = service.ring.snapshot().waiting
+    service.work_off()
+    service.writer.put(item.payload, item.key, item.header, accepted_ns=item.accepted_ns)
+    monkeypatch.setattr(accept_module, "now_us", lambda: now_us() + REPEAT_JOURNALED_US)
+    again = await service.post(OWN)
+    assert (again.status_code, again.json()["status"]) == (202, "rejected")
+    assert len(journaled(service)) == 1
 
 
 def no_space(*_: Any) -> Any:
