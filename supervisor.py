@@ -379,6 +379,7 @@ def run(settings: Settings, command: Command = module_command) -> int:
 
 VERBS = {
     "audit": ("processors.audit", "proves that no order was lost or done twice; --ledger FILE"),
+    "backup": ("processors.backup", "TARGET_DIR: copies a running or stopped system there"),
     "ring": ("processors.inspector", "shows what a live ring and its journal hold; --json"),
     "lots": ("processors.lots", "add --file FILE: enters lots, one JSON object a line"),
     "load": ("ingest.load", "posts orders at a steady rate; --rate --duration --connections"),
