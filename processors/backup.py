@@ -90,10 +90,11 @@ def back_up(settings: Settings, target: Path, told: Told = lambda *_: None) -> i
         copy_database(settings.database, half, told)
         sync_directory(half)
         half.rename(target)
+        half = target
+        sync_directory(target.parent)
     except BaseException:
         shutil.rmtree(half, ignore_errors=True)
         raise
-    sync_directory(target.parent)
     return count
 
 

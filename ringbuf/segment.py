@@ -275,7 +275,12 @@ class Segment:
                 group = self._next_good(offset)
                 if group is None:
                     return
-                self.damage.append(Damage(offset, group.at))
+                # Its writer may have come this far between the two looks; then it is whole now.
+                written = self._group(offset)
+                if written is None:
+                    self.damage.append(Damage(offset, group.at))
+                else:
+                    group = written
             yield group
             offset = group.until
 

@@ -22,6 +22,7 @@ from ringbuf.segment import (
     SEGMENT_BYTES_MIN,
     SUM,
     Damage,
+    Group,
     encode_group,
     grouped,
     make_segment,
@@ -168,6 +169,21 @@ def test_a_flipped_bit_in_a_group_that_was_synced_is_damage_and_the_rest_is_read
         assert read(path) == (image.orders(*lost), damage), f"byte {at}"
         os.pwrite(fd, image.data[at : at + 1], at)
     os.close(fd)
+
+
+def test_what_its_writer_appends_between_two_looks_is_no_damage(
+    ring_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image(THREE)
+    path = image.write(ring_dir, image.data[: image.places[1].at].ljust(len(image.data), b"\0"))
+    inner = Segment._next_good
+
+    def after_writing(segment: Segment, bad: int) -> Group | None:
+        image.write(ring_dir)
+        return inner(segment, bad)
+
+    monkeypatch.setattr(Segment, "_next_good", after_writing)
+    assert read(path) == (image.orders(), [])
 
 
 def test_a_flipped_bit_in_the_last_group_is_the_end(ring_dir: Path) -> None:
