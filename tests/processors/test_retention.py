@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import event
 
 from processors import retention as retention_module
-from processors.inventory import adjust_lot
 from processors.journal import journal_dir, make_journal_dir
 from processors.known import forgotten_before
 from processors.pipeline import fefo
@@ -30,7 +28,6 @@ from processors.retention import (
     make_retention,
     oldest_us,
 )
-from processors.schema import Adjustment
 from processors.settings import Settings
 from processors.spill import spill
 from processors.stop import Stop
@@ -39,54 +36,12 @@ from processors.upkeep import Upkeep
 from processors.worker import BaconWorker, Rules
 from tests.processors.kit import House
 from tests.processors.left import PAYLOAD, header_of, records, write
-
-DAYS = 90
-
-
-def later(house: House, days: float = DAYS + 2) -> int:
-    return house.now + int(days * DAY_US)
-
-
-def retention(house: House, *, now: int | None = None, oldest: int | None = None) -> Retention:
-    """Of a day on which all that there is is old, unless told otherwise."""
-    now = now or later(house)
-    return Retention(house.store, DAYS, lambda: oldest or now, now=lambda: now)
-
-
-def pass_over(one: Retention) -> None:
-    while one.step():
-        pass
-
-
-def counts(house: House) -> dict[str, int]:
-    return {
-        table: int(house.rows(f"SELECT count(*) FROM {table}")[0][0])
-        for table in ("orders", "outbox", "movements")
-    }
-
-
-def balances(house: House) -> list[tuple[Any, ...]]:
-    return house.rows("SELECT lot_id, available FROM lots ORDER BY lot_id")
+from tests.processors.retaining import DAYS, balances, counts, later, pass_over, retention, settle
 
 
 @pytest.fixture
 def settled(house: House) -> House:
-    """Orders of every outcome, lots in use, spent and untouched, an adjustment between orders."""
-    house.stock(
-        house.lot("first", "HAM", 1000, hours=1),
-        house.lot("second", "HAM", 5000, hours=2),
-        house.lot("bacon", "BACON", 5000, hours=2),
-        house.lot("idle", "EGGS", 700),
-    )
-    house.put(("HAM", 1500), ("BACON", 250), key=b"A" * 16)
-    house.put(("HAM", 250), key=b"B" * 16)
-    house.put(("HAM", 10**9), key=b"C" * 16)
-    house.put_bytes(b"\xc1", key=b"D" * 16)
-    house.work()
-    adjust_lot(house.store, "second", Adjustment(-30, "spoilage"))
-    house.put(("HAM", 100), ("BACON", 4750), key=b"E" * 16)
-    house.work()
-    return house
+    return settle(house)
 
 
 def test_what_is_finished_and_old_goes_with_its_events_and_the_balances_stay(
@@ -451,72 +406,3 @@ def test_a_worker_forgets_beside_its_work(settled: House, tmp_path: Path) -> Non
         ids = {row[0] for row in database.execute("SELECT id FROM orders")}
     assert b"F" * 16 in ids
     assert b"A" * 16 not in ids
-
-
-# ---- the audit of what is left -----------------------------------------------------------------
-
-
-@pytest.fixture
-def half_way(settled: House) -> House:
-    """All but the last two orders is forgotten."""
-    (limit_us,) = settled.rows(f"SELECT min(at_us) FROM movements WHERE order_id = x'{'45' * 16}'")
-    settled.put(("HAM", 10), key=b"F" * 16)
-    settled.work()
-    pass_over(retention(settled, now=limit_us[0] + DAYS * DAY_US))
-    assert settled.rows("SELECT folded, seq FROM skus ORDER BY id") == [(6, 8), (2, 3), (1, 1)]
-    return settled
-
-
-LAST_HAM = "sku_id = 1 AND seq = (SELECT max(seq) FROM movements WHERE sku_id = 1)"
-DAMAGE = [
-    (
-        "once",
-        "does not exist",
-        f"DELETE FROM orders WHERE id = x'{'45' * 16}';"
-        f" DELETE FROM outbox WHERE order_id = x'{'45' * 16}'",
-    ),
-    ("outbox", "which is not there", "DELETE FROM orders WHERE status = 'dead'"),
-    (
-        "balance",
-        "its movements make",
-        "UPDATE lots SET opening = opening + 1 WHERE lot_id = 'idle'",
-    ),
-    (
-        "balance",
-        "its movements make",
-        "UPDATE lots SET opening = opening - 1 WHERE lot_id = 'second'",
-    ),
-    ("balance", "begins with -0.001", "UPDATE lots SET opening = -1 WHERE lot_id = 'first'"),
-    ("balance", "0 movements folded", "UPDATE skus SET folded = 0 WHERE sku = 'EGGS'"),
-    ("balance", "was never received", "UPDATE lots SET opening = NULL WHERE lot_id = 'first'"),
-    ("sequence", "8 follows 6", "DELETE FROM movements WHERE sku_id = 1 AND seq = 7"),
-    ("sequence", "its row says", f"DELETE FROM movements WHERE {LAST_HAM}"),
-    ("sequence", "7 follows 5", "UPDATE skus SET folded = folded - 1 WHERE sku = 'HAM'"),
-    ("sequence", "its row says", "UPDATE skus SET folded = folded + 1 WHERE sku = 'EGGS'"),
-    (
-        "fefo",
-        "lot first was the first",
-        "UPDATE lots SET opening = 5, available = 5 WHERE lot_id = 'first'",
-    ),
-    (
-        "once",
-        "does not exist",
-        "UPDATE meta SET value = x'0000000000000001' WHERE name = 'forgotten_before';"
-        f" UPDATE movements SET order_id = x'{'47' * 16}' WHERE order_id = x'{'45' * 16}'",
-    ),
-]
-
-
-def test_an_untouched_house_of_which_much_is_forgotten_passes(half_way: House) -> None:
-    report = half_way.audit()
-    assert report.ok, list(report.lines())
-    assert report.counts["movements in opening balances"] > 0
-
-
-@pytest.mark.parametrize(("rule", "message", "statements"), DAMAGE)
-def test_what_was_damaged_around_retention_is_found(
-    half_way: House, rule: str, message: str, statements: str
-) -> None:
-    half_way.tamper(*statements.split(";"))
-    found = [one.detail for one in half_way.audit().violations if one.rule == rule]
-    assert any(message in detail for detail in found), list(half_way.audit().lines())
