@@ -28,8 +28,8 @@ ONE_IN = 10_000
 ORDER_TIMEOUT_S = 4
 # What an order may wait for others of its batch: a crash, or a loop and the next worker's start.
 CRASH_S, START_S = 2.0, 2.0
-FLAGS = ("--workers", "2", "--processor", "tests.crash.wicked:wicked")
-FLAGS += ("--order-timeout", str(ORDER_TIMEOUT_S))
+WORK = ("--workers", "2", "--processor", "tests.crash.wicked:wicked")
+FLAGS = (*WORK, "--order-timeout", str(ORDER_TIMEOUT_S))
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
@@ -70,7 +69,7 @@ class Line:
 
 
 @pytest.fixture
-def line(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+def line(house: House, monkeypatch: pytest.MonkeyPatch) -> Line:
     monkeypatch.setattr(worker_module, "CRASH_PAUSE_S", 0.01)
     return Line(house)
 
