@@ -19,6 +19,8 @@ DAMAGED = "damaged"
 UNREADABLE = "unreadable"
 PROCESSOR_ERROR = "processor_error"
 RETRIES_EXHAUSTED = "retries_exhausted"
+# Of one that was let go, which is no dead letter any more.
+DISCARDED = "discarded"
 # The first line of a note that a supervisor left says one of its own.
 ENDED_ITS_WORKER = "worker_crashed"
 

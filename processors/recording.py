@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -12,12 +13,30 @@ from processors.instants import now_us
 from processors.jobs import Job
 from processors.pipeline import Outcome
 from processors.statements import Hot, HotKeys, Row
+from processors.store import StoreBusy
 from processors.tables import orders, outbox
 
 CONTENT = ("customer", "reference", "metadata", "lines", "body_hash")
+COLUMNS = (
+    *("id", "round", "status", "reason", *CONTENT),
+    *("ring_epoch", "ring_sequence", "accepted_us", "taken_us", "committed_us"),
+    *("attempts", "cause", "payload"),
+)
 NO_CONTENT: Row = (None,) * len(CONTENT)
 
 Settled = tuple[Job, Outcome | None]
+
+
+class Known(NamedTuple):
+    """What the database has of an id: the hash of the body, the last round that has an outcome."""
+
+    body_hash: bytes | None
+    round: int
+    status: str
+
+
+class Overtaken(StoreBusy):
+    """Another worker has settled the same replay meanwhile: looked at again, it is known."""
 
 
 class Recorder:
@@ -26,27 +45,29 @@ class Recorder:
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch.to_bytes(8, "big")
         self._known = HotKeys(
-            lambda keys: sa.select(orders.c.id, orders.c.body_hash).where(orders.c.id.in_(keys))
+            lambda keys: sa.select(
+                orders.c.id, orders.c.body_hash, orders.c.round, orders.c.status
+            ).where(orders.c.id.in_(keys))
         )
         self._insert_orders = Hot(
             sa.insert(orders),
-            *("id", "round", "status", "reason", *CONTENT),
-            *("ring_epoch", "ring_sequence", "accepted_us", "taken_us", "committed_us"),
-            *("attempts", "cause", "payload"),
+            *COLUMNS,
         )
         self._insert_events = Hot(sa.insert(outbox), "order_id", "round", "type", "created_us")
         self._encode = msgspec.json.Encoder().encode
 
-    def known(
-        self, transaction: Connection, order_ids: Sequence[bytes]
-    ) -> dict[bytes, bytes | None]:
-        """Which of the ids have an outcome already, and the hash of the body that it is of."""
-        return {row[0]: row[1] for row in self._known.all(transaction, order_ids)}
+    def known(self, transaction: Connection, order_ids: Sequence[bytes]) -> dict[bytes, Known]:
+        """Which of the ids have an outcome already."""
+        return {row[0]: Known(*row[1:]) for row in self._known.all(transaction, order_ids)}
 
     def record(self, transaction: Connection, settled: Sequence[Settled]) -> None:
-        """Stores what became of each job; None stands for the job's death."""
+        """Stores what became of each job; None stands for the job's death. Raises Overtaken."""
         now = now_us()
-        self._insert_orders.many(transaction, [self._order_row(*one, now) for one in settled])
+        first = [self._order_row(*one, now) for one in settled if not one[0].item.round]
+        self._insert_orders.many(transaction, first)
+        if len(first) < len(settled):
+            for one in settled:
+                self._replay(transaction, *one, now)
         self._insert_events.many(
             transaction,
             [
@@ -54,6 +75,25 @@ class Recorder:
                 for job, outcome in settled
             ],
         )
+
+    def _replay(self, transaction: Connection, job: Job, outcome: Outcome | None, now: int) -> None:
+        """Over the row that is dead with the round before, and over no other."""
+        item = job.item
+        if not item.round:
+            return
+        values = dict(zip(COLUMNS, self._order_row(job, outcome, now), strict=True))
+        del values["id"], values["accepted_us"]  # it was accepted when it was posted
+        settled = transaction.execute(
+            sa.update(orders)
+            .where(
+                orders.c.id == item.key,
+                orders.c.round == item.round - 1,
+                orders.c.status == "dead",
+            )
+            .values(values)
+        ).rowcount
+        if not settled:
+            raise Overtaken("a replay was settled by another worker")
 
     def _order_row(self, job: Job, outcome: Outcome | None, now: int) -> Row:
         item, death = job.item, job.death

@@ -48,6 +48,17 @@ orders = sa.Table(
     sqlite_strict=True,
 )
 
+# In words that a query repeats to be served by the index. A dead letter that was let go stays as a
+# tombstone with the next round.
+IS_DEAD_LETTER = sa.text("status = 'dead' AND reason <> 'discarded'")
+dead_letters_in_order = sa.Index(
+    "dead_letters",
+    orders.c.committed_us,
+    orders.c.id,
+    sqlite_where=IS_DEAD_LETTER,
+    postgresql_where=IS_DEAD_LETTER,
+)
+
 # The row that is locked before a sku's stock is read or changed. `seq` = its last movement; those
 # up to `folded` are gone, into its lots' opening balances (processors/retention.py).
 skus = sa.Table(

@@ -67,7 +67,7 @@ from processors.pipeline import (
     check_outcomes,
     load_processor,
 )
-from processors.recording import Recorder, Settled
+from processors.recording import Known, Recorder, Settled
 from processors.recycling import Recycler
 from processors.retention import make_retention
 from processors.schema import format_uuid
@@ -346,14 +346,18 @@ class BaconWorker:
             self._pace.note(len(works), time.monotonic() - begun)
 
     def _fresh(self, transaction: Connection, jobs: list[Job]) -> list[Job]:
-        """Those without an outcome; of one id that came twice the first."""
+        """Those without an outcome; of one id that came twice the first. A replay counts only over
+        the row that is dead with the round before."""
         seen = self._recorder.known(transaction, [job.item.key for job in jobs])
         fresh = []
         for job in jobs:
-            if job.item.key not in seen:
-                seen[job.item.key] = job.body_hash
+            known = seen.get(job.item.key)
+            if follows(job.item, known):
+                seen[job.item.key] = Known(job.body_hash, job.item.round, "")
                 fresh.append(job)
-            elif seen[job.item.key] not in (None, job.body_hash):
+            elif known is None:
+                log.warning("order %s was let go before its replay", format_uuid(job.item.key))
+            elif known.body_hash not in (None, job.body_hash):
                 # Two fronts took the id at the same instant, before either could see the other's.
                 order_id = format_uuid(job.item.key)
                 log.warning(
@@ -382,6 +386,13 @@ class BaconWorker:
     def _try_later(self, job: Job, after_s: float) -> None:
         due = time.monotonic() + min(after_s, RETRY_MAX_S) * random.uniform(1.0, 1.1)
         heapq.heappush(self._later, (due, job.item.sequence, job))
+
+
+def follows(item: Item, known: Known | None) -> bool:
+    """Whether an item is to be settled: an order that is new, or the replay of a dead letter."""
+    if not item.round:
+        return known is None
+    return known is not None and known.status == "dead" and known.round == item.round - 1
 
 
 def serve(child: Child, stop: Stop) -> None:

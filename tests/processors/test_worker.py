@@ -306,6 +306,9 @@ def test_an_idle_worker_waits_in_the_ring(house: House) -> None:
         def __init__(self, stop: Stop) -> None:
             self._stop = stop
 
+        def held(self) -> list[Item]:
+            return []
+
         def take(self, _count: int, timeout: float | None) -> list[Item]:
             waits.append(timeout)
             if len(waits) == 3:
