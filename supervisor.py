@@ -382,6 +382,7 @@ VERBS = {
     "backup": ("processors.backup", "TARGET_DIR: copies a running or stopped system there"),
     "ring": ("processors.inspector", "shows what a live ring and its journal hold; --json"),
     "lots": ("processors.lots", "add --file FILE: enters lots, one JSON object a line"),
+    "dead-letters": ("ingest.dead_letter_verb", "list, show, replay, discard orders that died"),
     "load": ("ingest.load", "posts orders at a steady rate; --rate --duration --connections"),
     "version": ("", "prints the version"),
 }

@@ -49,6 +49,7 @@ from ingest.drain import DrainMeter
 from ingest.ids import OrderIds
 from ingest.lookup import Earlier
 from ingest.turns import Turns
+from processors.dead_letters import Revival
 from processors.instants import now_us
 from processors.orders import REPEAT_JOURNALED_US
 from processors.schema import (
@@ -79,8 +80,9 @@ REPLAYED = ((b"idempotency-replayed", b"true"),)
 
 
 class Pending(Struct, frozen=True):
-    """A good order that has no answer yet. `own_id`: the client chose its id; `begun_ns`: when its
-    request was whole, of time.perf_counter_ns."""
+    """A good order that has no answer yet. `own_id`: it may have come before under this id;
+    `begun_ns`: when its request was whole, of time.perf_counter_ns; `round`: how often it was
+    replayed."""
 
     key: bytes
     payload: bytes
@@ -88,6 +90,7 @@ class Pending(Struct, frozen=True):
     digest: bytes
     own_id: bool
     begun_ns: int
+    round: int = 0
 
 
 Accepted: TypeAlias = Answer | Queued | Unsynced | Pending
@@ -218,6 +221,25 @@ class Acceptor:
         # Out of every time limit: after the slot there is no 503, however long a sync takes.
         return answer if isinstance(answer, Answer) else await _answered(answer)
 
+    def waits(self, key: bytes) -> bool:
+        """Whether an item of that key is in the ring or in a hand."""
+        return self._ring.find(key) is not None
+
+    async def replay(self, key: bytes, revival: Revival) -> Answer:
+        """The answer to a dead letter that is put once more, as `finish` has it; the same to one
+        whose replay waits already."""
+        if self.recovering:
+            self.tally.count("journal")
+            return recovering()
+        payload, header = revival.payload, revival.header
+        if len(payload) + len(header) > self._room:
+            return self._too_large(len(payload) + len(header))
+        digest = load_header(header).body_hash if header else body_hash(payload)
+        begun_ns = time.perf_counter_ns()
+        return await self.finish(
+            Pending(key, payload, header, digest, True, begun_ns, revival.round)
+        )
+
     async def _put_in_time(self, pending: Pending) -> Answer | Waiting:
         try:
             if not pending.own_id:
@@ -251,20 +273,23 @@ class Acceptor:
         if self.journal is not None:
             return await self._put_when_room(self.journal, pending)
         async with asyncio.timeout(self._full_timeout_s):
-            sequence = await self._writer.put_async(pending.payload, pending.key, pending.header)
+            sequence = await self._put_when_fits(pending)
         return self._accepted(pending.key, sequence, pending.begun_ns).answer()
 
     async def _put_when_room(self, journal: Journal, pending: Pending) -> Waiting:
         async with asyncio.timeout(self._full_timeout_s):
             size = await journal.reserve(RECORD.size + len(pending.header) + len(pending.payload))
             try:
-                sequence = await self._writer.put_async(
-                    pending.payload, pending.key, pending.header
-                )
+                sequence = await self._put_when_fits(pending)
                 # In the step of the put: nothing can come between.
                 return self._acknowledging(self._append(journal, pending, sequence))
             finally:
                 journal.release(size)
+
+    async def _put_when_fits(self, pending: Pending) -> int:
+        return await self._writer.put_async(
+            pending.payload, pending.key, pending.header, pending.round
+        )
 
     def _append(self, journal: Journal, pending: Pending, sequence: int) -> Unsynced:
         journal.append(
@@ -274,6 +299,7 @@ class Acceptor:
                 pending.header,
                 sequence=sequence,
                 accepted_ns=time.time_ns(),
+                round=pending.round,
             )
         )
         return Unsynced(pending.key, self._position(sequence), pending.begun_ns)
@@ -293,6 +319,8 @@ class Acceptor:
     async def _put_once(self, pending: Pending) -> Answer | Waiting:
         # An item only moves forwards (ring, hand, database), so looking in that order finds it.
         found = self._ring.find(pending.key)
+        if pending.round and (found is None or found.item.round < pending.round):
+            return await self._put(pending)
         earlier = None
         if found is None or _is_old(found.item.accepted_ns // 1000):  # perhaps not released yet
             earlier = await self._find_stored(pending.key)

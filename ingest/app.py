@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from ingest.accept import Acceptor
 from ingest.database import Database
+from ingest.dead_letters import DeadLetters
 from ingest.endpoints import Methods, answering, http_problem, server_problem
 from ingest.health import Readyz, livez
 from ingest.lookup import Lookup
@@ -41,6 +42,7 @@ def make_app(settings: Settings, ring: Ring, acceptor: Acceptor, database: Datab
     full_timeout_s = settings.ring.full_timeout_s
 
     stock = Stock(database, body_bytes_max)
+    dead = DeadLetters(acceptor, database)
     ready = Readyz(ring, acceptor, database, full_timeout_s)
     app = Starlette(
         routes=[
@@ -50,7 +52,12 @@ def make_app(settings: Settings, ring: Ring, acceptor: Acceptor, database: Datab
             _route("/lots/{lot_id}/adjustments", POST=answering(stock.post_adjustment)),
             _route("/inventory", GET=answering(stock.get_inventory)),
             _route("/inventory/{sku}", GET=answering(stock.get_sku)),
-            _route("/metrics", GET=answering(Metrics(ring))),
+            _route("/dead-letters", GET=answering(dead.get_all)),
+            _route(
+                "/dead-letters/{order_id}", GET=answering(dead.get), DELETE=answering(dead.delete)
+            ),
+            _route("/dead-letters/{order_id}/replay", POST=dead.post_replay),
+            _route("/metrics", GET=answering(Metrics(ring, database))),
             _route("/livez", GET=answering(livez)),
             _route("/readyz", GET=answering(ready)),
         ],

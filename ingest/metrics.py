@@ -5,10 +5,12 @@ No process collects anything for it, and any front gives the same answer.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -17,8 +19,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ingest.answers import Answer
+from ingest.answers import Answer, Refused
+from ingest.database import Database
 from ingest.exchange import Receive, Scope
+from processors.dead_letters import count_dead_letters
 from processors.tally import (
     BUCKETS,
     CAUSES,
@@ -37,19 +41,34 @@ from ringbuf import Ring
 MICROSECONDS = [i for i in range(BUCKETS) if i & 1 and 50 <= limit(i) <= 70_000_000]
 ORDERS = [i for i in range(BUCKETS) if i & 1 and limit(i) <= 1200]
 
+# A scrape must not wait for a database that is away.
+DATABASE_S_MAX = 1.0
+
 Process = tuple[str, int]
 
 
 class Metrics:
     """The endpoint."""
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: Ring, database: Database) -> None:
+        self._database = database
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(Pages(ring))
 
     async def __call__(self, _scope: Scope, _receive: Receive) -> Answer:
         headers = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
-        return Answer(200, headers, generate_latest(self._registry))
+        text = generate_latest(self._registry) + generate_latest(await self._of_the_database())
+        return Answer(200, headers, text)
+
+    async def _of_the_database(self) -> CollectorRegistry:
+        """Left out while it does not answer in time: no number is better than an old one."""
+        registry = CollectorRegistry(auto_describe=False)
+        with suppress(Refused, TimeoutError):
+            async with asyncio.timeout(DATABASE_S_MAX):
+                count = await self._database.ask(count_dead_letters)
+            gauge = Gauge("rasher_dead_letters", "Orders that died.", registry=registry)
+            gauge.set(count)
+        return registry
 
 
 class Pages(Collector):

@@ -26,7 +26,7 @@ from processors.journal import journal_dir
 from processors.schema import format_uuid
 from processors.settings import Settings
 from processors.store import Store, StoreError, StoreUnavailable
-from ringbuf import Ring, RingError, Snapshot
+from ringbuf import Identity, Ring, RingError, Snapshot
 
 EXIT_USAGE = 2
 USAGE = "usage: rasher audit [--ledger FILE]"
@@ -43,16 +43,16 @@ def run_audit(
     journaled = Journaled(set(), set())
     if journal is not None:
         journaled = read_journal(journal, {ring.epoch for ring in rings}, report)
-    keys = set().union(*(_audit_ring(ring.snapshot(), report) for ring in rings))
+    items = set[Identity]().union(*(_audit_ring(ring.snapshot(), report) for ring in rings))
     try:
         with store.reading() as connection:
             _audit_integrity(connection, report)
             audit_orders(connection, report)
             audit_stock(connection, report)
-            audit_flow(connection, keys, report)
-            audit_journaled(connection, journaled, keys, report)
+            audit_flow(connection, items, report)
+            audit_journaled(connection, journaled, items, report)
             if ledger is not None:
-                there = keys | journaled.left
+                there = {one.key for one in items | journaled.left}
                 audit_ledger(connection, ledger, ledger_bytes, there, report)
     except (StoreUnavailable, sa.exc.DBAPIError, sqlite3.Error) as error:
         report.violate("database", f"it can't be read to the end: {error}")
@@ -101,8 +101,8 @@ def _audit(settings: Settings, ledger: Path | None) -> Report:
         return run_audit(rings, store, ledger, journal_dir(settings))
 
 
-def _audit_ring(snapshot: Snapshot, report: Report) -> set[bytes]:
-    """The keys of all that is in the ring and in hands."""
+def _audit_ring(snapshot: Snapshot, report: Report) -> set[Identity]:
+    """All that is in the ring and in hands."""
     hands: dict[int, int] = {}
     for hand, item in snapshot.held:
         other = hands.setdefault(item.sequence, hand)
@@ -112,7 +112,8 @@ def _audit_ring(snapshot: Snapshot, report: Report) -> set[bytes]:
             )
     report.counts["in the ring"] += len(snapshot.waiting)
     report.counts["in hands"] += len(snapshot.held)
-    return {item.key for item in snapshot.waiting} | {item.key for _, item in snapshot.held}
+    found = [*snapshot.waiting, *(item for _, item in snapshot.held)]
+    return {Identity(item.key, item.round) for item in found}
 
 
 def _audit_integrity(connection: Connection, report: Report) -> None:

@@ -11,16 +11,16 @@ from pathlib import Path
 from msgspec import Struct
 
 from processors.audit_report import Report
-from ringbuf import Segment, SegmentError
+from ringbuf import Identity, Segment, SegmentError
 from ringbuf.segment import segment_paths
 
 
 class Journaled(Struct):
-    """Order ids. `living`: items of rings that are there; `left`: of such that are gone, which the
-    next start puts back if the database does not know them."""
+    """What it holds. `living`: items of rings that are there; `left`: of such that are gone, which
+    the next start puts back if the database does not know them."""
 
-    living: set[bytes]
-    left: set[bytes]
+    living: set[Identity]
+    left: set[Identity]
 
 
 def read_journal(directory: Path, epochs: Collection[int], report: Report) -> Journaled:
@@ -29,9 +29,9 @@ def read_journal(directory: Path, epochs: Collection[int], report: Report) -> Jo
     for path in segment_paths(directory):
         try:
             with Segment.open(path) as segment:
-                keys = found.living if segment.header.epoch in epochs else found.left
+                items = found.living if segment.header.epoch in epochs else found.left
                 for group in segment.groups():
-                    keys.update(one.key for one in group.identities())
+                    items.update(group.identities())
                     report.counts["in the journal"] += group.records
                 for one in segment.damage:
                     text = f"{path} is damaged from byte {one.at} to {one.until}"

@@ -18,12 +18,14 @@ from sqlalchemy.engine import Connection
 from processors.audit_journal import Journaled
 from processors.audit_report import Groups, Report
 from processors.audit_stock import stream
-from processors.known import forgotten_before
+from processors.jobs import DISCARDED
+from processors.known import Known, forgotten_before
 from processors.orders import decode_lines
 from processors.quantity import format_quantity
 from processors.schema import format_uuid, parse_uuid
 from processors.statements import KEYS_MAX, HotKeys
 from processors.tables import NAMESAKE_US, movements, orders, outbox, skus
+from ringbuf import Identity
 
 LEDGER_LINE_BYTES_MAX = 256
 ANSWERED = ("200", "202")
@@ -80,27 +82,29 @@ def audit_orders(connection: Connection, report: Report) -> None:
     _check_slots(connection, report)
 
 
-def audit_flow(connection: Connection, keys: Collection[bytes], report: Report) -> None:
+def audit_flow(connection: Connection, items: Collection[Identity], report: Report) -> None:
     """Counts what of the ring and the hands is committed and only not released yet."""
-    known = _Known(connection)
-    for some in _chunks(iter(keys), KEYS_MAX):
-        report.counts["in ring or hands, already committed"] += len(known.of(some))
+    known = Known()
+    for some in _chunks(iter(items), KEYS_MAX):
+        count = len(known.of(connection, some))
+        report.counts["in ring or hands, already committed"] += count
 
 
 def audit_journaled(
-    connection: Connection, journaled: Journaled, keys: Collection[bytes], report: Report
+    connection: Connection, journaled: Journaled, items: Collection[Identity], report: Report
 ) -> None:
-    """Rule journal; `keys` are in the ring or in hands."""
-    known = _Known(connection)
-    for some in _chunks(iter(journaled.living - set(keys)), KEYS_MAX):
-        for key in set(some) - known.of(some):
+    """Rule journal; `items` are in the ring or in hands."""
+    known, there = Known(), set(items)
+    for some in _chunks(iter(journaled.living - there), KEYS_MAX):
+        for one in set(some) - known.of(connection, some):
             report.violate(
                 "journal",
-                f"order {format_uuid(key)} is in the journal of this ring, and neither in the ring "
+                f"{_name(one)} is in the journal of this ring, and neither in the ring "
                 "nor in a hand nor in the database",
             )
-    for some in _chunks(iter(journaled.left - set(keys)), KEYS_MAX):
-        report.counts["in the journal, to be put back"] += len(some) - len(known.of(some))
+    for some in _chunks(iter(journaled.left - there), KEYS_MAX):
+        count = len(some) - len(known.of(connection, some))
+        report.counts["in the journal, to be put back"] += count
 
 
 def audit_ledger(
@@ -108,7 +112,7 @@ def audit_ledger(
 ) -> None:
     """Rule ledger, for the first `size` bytes of the file; `keys` are in the ring, in hands, or
     left in the journal."""
-    known = _Known(connection)
+    known = _KnownIds(connection)
     for answers in _chunks(_read_ledger(ledger, size, report), KEYS_MAX):
         there = known.of([key for key, _ in answers])
         for key, status in answers:
@@ -151,7 +155,11 @@ def _check_held(row: Any, held: list[Any], report: Report) -> None:
 
 def _check_events(row: Any, events: list[Any], report: Report) -> None:
     report.counts["outbox events"] += len(events)
-    if [(number, kind) for _, number, kind in events] != [(row.round, f"order.{row.status}")]:
+    # Each round before the last one ended dead; being let go takes a round without an event.
+    wanted = [(number, "order.dead") for number in range(row.round)]
+    if row.reason != DISCARDED:
+        wanted.append((row.round, f"order.{row.status}"))
+    if sorted((number, kind) for _, number, kind in events) != wanted:
         found = ", ".join(kind for *_, kind in events) or "none"
         _violate(report, "outbox", row, f"is {row.status}, its events: {found}")
 
@@ -192,7 +200,7 @@ def _read_ledger(ledger: Path, size: int, report: Report) -> Iterator[tuple[byte
                 report.violate("ledger", f"line {number} is no `order_id status_code`: {shown}")
 
 
-class _Known:
+class _KnownIds:
     """Which ids have an outcome, a bounded number at a time."""
 
     def __init__(self, connection: Connection) -> None:
@@ -206,6 +214,11 @@ class _Known:
 def _chunks(values: Iterator[T], size: int) -> Iterator[list[T]]:
     while some := list(islice(values, size)):
         yield some
+
+
+def _name(one: Identity) -> str:
+    order = f"order {format_uuid(one.key)}"
+    return f"replay {one.round} of {order}" if one.round else order
 
 
 def _amounts(amounts: Counter[str]) -> str:

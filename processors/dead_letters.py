@@ -160,11 +160,11 @@ def _row(store: Store, order_id: bytes) -> Any:
 
 
 def _is_dead_letter(row: Any) -> bool:
-    return row.status == "dead" and row.reason != DISCARDED
+    return bool(row.status == "dead" and row.reason != DISCARDED)
 
 
 def _is_whole(row: Any) -> bool:
-    return row.lines is not None or (row.payload is not None and row.reason != DAMAGED)
+    return bool(row.lines is not None or (row.payload is not None and row.reason != DAMAGED))
 
 
 def _dead_letter(row: Any) -> DeadLetter:

@@ -18,7 +18,7 @@ from ingest.app import make_acceptor, make_app
 from ingest.database import Database
 from ingest.front import FrontServer
 from processors.journal import journal_rules, make_journal_dir
-from processors.pipeline import fefo
+from processors.pipeline import Processor, fefo
 from processors.settings import HttpSettings, JournalSettings, RingSettings, Settings
 from processors.stop import Stop
 from processors.store import Store, migrate
@@ -108,12 +108,14 @@ class Service:
         """Until that many orders wait for room."""
         await self.until(lambda: self.writer.parked == count)
 
-    def work_off(self) -> None:
+    def work_off(self, processor: Processor | None = None) -> None:
         """What a worker does with all that is in the ring."""
         self.ring.close()
         with Stop() as stop:
             tally = Tally(self.ring.page("reader", self.reader.index))
-            worker = BaconWorker(self.ring, self.store, fefo(), Rules(), stop, tally=tally)
+            worker = BaconWorker(
+                self.ring, self.store, processor or fefo(), Rules(), stop, tally=tally
+            )
             worker.run(self.reader)
         self.ring.reopen()
 

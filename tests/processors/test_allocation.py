@@ -16,12 +16,15 @@ from tests.processors.test_fefo import MOMENT, many_orders, model, stocks
 
 def fill(transaction: Connection, stock: dict[str, list[StockedLot]]) -> None:
     for sku_id, (sku, lots) in enumerate(stock.items()):
-        transaction.exec_driver_sql("INSERT INTO skus VALUES (?, ?, 0)", (sku_id, sku))
+        transaction.exec_driver_sql(
+            "INSERT INTO skus (id, sku, seq) VALUES (?, ?, 0)", (sku_id, sku)
+        )
         for lot in lots:
             # Ids are unique over all skus; the number behind keeps their order within one.
             lot_id = f"{lot.lot_id}{lot.number // 100}"
             transaction.exec_driver_sql(
-                "INSERT INTO lots VALUES (?, ?, ?, 6, ?, ?, ?, NULL, x'')",
+                "INSERT INTO lots (id, lot_id, sku_id, received, available, expires_us,"
+                " received_us, body_hash) VALUES (?, ?, ?, 6, ?, ?, ?, x'')",
                 (lot.number, lot_id, sku_id, lot.available, lot.expires_us, lot.received_us),
             )
 
