@@ -39,6 +39,8 @@ ANSWER_S_MAX = 60.0
 TRIES = 6
 PAUSE_S, PAUSE_S_MAX = 0.5, 8.0
 CAUSE_CHARACTERS = 60
+# A line in a file is as long as it has to be.
+FILE_CHARACTERS = 400
 BUSY = 503
 
 
@@ -64,7 +66,7 @@ def show_list(settings: Settings, options: argparse.Namespace) -> int:
             for one in letters:
                 sys.stdout.write(_json(one) + "\n")
             return 0
-        table = Table("order", "died", "reason", "tries", "customer", "cause", box=None)
+        table = _table()
         shown = 0
         for one in letters:
             shown += 1
@@ -74,7 +76,10 @@ def show_list(settings: Settings, options: argparse.Namespace) -> int:
                 str(one.attempts), one.customer or "", (cause or [""])[-1][:CAUSE_CHARACTERS],
             )  # fmt: skip
         count = count_dead_letters(store)
-    Console(soft_wrap=True, markup=False, highlight=False).print(table)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_CHARACTERS
+    console.print(table)
     sys.stdout.write(f"{shown} of {count} dead letters\n")
     return 0
 
@@ -92,6 +97,16 @@ def show_one(settings: Settings, options: argparse.Namespace) -> int:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(content)).decode() + "\n")
     sys.stdout.write(f"\n{cause.rstrip()}\n")
     return 0
+
+
+def _table() -> Table:
+    """Of which a narrow terminal cuts the last columns first."""
+    table = Table(box=None)
+    for name, width in (("order", 36), ("died", 27), ("reason", 16), ("tries", 5)):
+        table.add_column(name, no_wrap=True, min_width=width)
+    for name in ("customer", "cause"):
+        table.add_column(name, no_wrap=True)
+    return table
 
 
 @contextmanager

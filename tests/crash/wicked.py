@@ -5,6 +5,7 @@
     loop, deaf            an endless loop, and one in C that never lets go of the GIL
     greedy, raise         an exception
     hold                  sleeps for ever
+    sulk                  an exception, as long as the file is there that its metadata name
 
 Everything else is allocated.
 """
@@ -17,6 +18,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
@@ -30,6 +32,11 @@ def loop() -> None:
 
 def refuse() -> None:
     raise ZeroDivisionError("bad bacon")
+
+
+def sulk(work: Work) -> None:
+    if Path((work.order.metadata or {})["while"]).exists():
+        raise RuntimeError("sulks")
 
 
 HARM: dict[str, Callable[[], object]] = {
@@ -61,6 +68,8 @@ def wicked() -> Processor:
 
     def process(transaction: Connection, orders: Sequence[Work], moment: int) -> Sequence[Outcome]:
         for work in orders:
+            if work.order.reference == "sulk":
+                sulk(work)
             if work.order.reference in HARM:
                 HARM[work.order.reference]()
         return inner(transaction, orders, moment)
