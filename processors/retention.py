@@ -79,7 +79,7 @@ Now = Callable[[], int]
 Oldest = Callable[[], int]
 
 
-class Pace:
+class Stride:
     """How many rows one transaction takes, so that it holds the write lock for about HOLD_S."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class Retention:
         self._due = 0.0
         self._allowance_s = 0.0
         self._looked = time.monotonic()
-        self.forgetting, self.folding = Pace(), Pace()
+        self.forgetting, self.folding = Stride(), Stride()
         self.removed = 0  # orders and movements, ever
         self._prefix = Hot(_prefix(), "sku_id", "folded", "count")
         self._open = Hot(
@@ -209,11 +209,11 @@ class Retention:
             )  # fmt: skip
 
     @contextmanager
-    def _writing(self, pace: Pace) -> Iterator[Connection]:
+    def _writing(self, stride: Stride) -> Iterator[Connection]:
         with self._store.writing() as connection:
             begun = time.monotonic()
             yield connection
-        pace.held(time.monotonic() - begun)
+        stride.held(time.monotonic() - begun)
 
     # ---- orders ------------------------------------------------------------------------------
 

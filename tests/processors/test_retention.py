@@ -141,6 +141,24 @@ def test_an_id_that_was_forgotten_is_a_new_order_and_holds_only_its_own(settled:
     assert settled.audit().ok, list(settled.audit().lines())
 
 
+def test_every_statement_of_a_pass_finds_its_rows_by_an_index(settled: House) -> None:
+    statements: list[str] = []
+    store = Store.open(settled.url, connections_max=1)
+    event.listen(store.engine, "connect", lambda one, _: one.set_trace_callback(statements.append))
+    now = later(settled)
+    with closing(store):
+        pass_over(Retention(store, DAYS, lambda: now, now=lambda: now))
+    plans = [
+        step[3]
+        for text in statements
+        if text.startswith(("SELECT", "UPDATE", "DELETE"))
+        for step in settled.rows(f"EXPLAIN QUERY PLAN {text}")
+    ]
+    scans = [plan for plan in plans if plan.startswith("SCAN") and plan != "SCAN anon_1"]
+    assert len(plans) > 10
+    assert not scans
+
+
 # ---- never in the way of recovery ------------------------------------------------------------
 
 
