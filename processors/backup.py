@@ -24,7 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
@@ -124,8 +124,8 @@ def _copy_flow(settings: Settings, into: Path, told: Told) -> int:
             _copy_segment(settings, store, path, into)
             for path in _told_of(segment_paths(journal_dir(settings)), told)
         )
-        for ring in attach_rings(settings):
-            with ring:
+        with ExitStack() as stack:
+            for ring in [stack.enter_context(one) for one in attach_rings(settings)]:
                 count += _copy_ring(ring, into, database)
     except (StoreError, StoreUnavailable) as error:
         raise BackupError(f"{error} (--database)") from error

@@ -31,7 +31,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
 
@@ -392,8 +392,8 @@ def oldest_us(settings: Settings) -> int:
         paths = segment_paths(directory)
         sync_directory(directory)
         oldest_ns = min([oldest_ns, *map(_made_ns, paths)])
-    for ring in attach_rings(settings):
-        with ring:
+    with ExitStack() as stack:
+        for ring in [stack.enter_context(one) for one in attach_rings(settings)]:
             oldest_ns = min([oldest_ns, *(item.accepted_ns for item in everything(ring))])
     return oldest_ns // 1000
 
