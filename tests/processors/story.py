@@ -1,0 +1,219 @@
+"""A naive model of the order line, and random stories told to it and to the real one.
+
+The model is written from what the contract says and shares no idea with the product: it looks at
+all lots of a sku for every line, copies before it takes, and keeps everything in dictionaries.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from processors import inventory, recording, worker
+from processors.inventory import add_lot, adjust_lot
+from processors.schema import (
+    Adjustment,
+    Line,
+    Lot,
+    Order,
+    RecordHeader,
+    body_hash,
+    encode_header,
+    encode_order,
+)
+from processors.stop import Stop
+from processors.tables import lots, movements, orders
+from tests.processors.kit import House
+
+# Few and small, so that all happens often: ties, expiry at the moment itself, the last piece.
+SKUS = [f"SKU-{letter}" for letter in "ABCDEF"]
+NEVER_IN = ["SKU-X", "SKU-Y"]
+TICK_US = 1_000
+BATCH_MAX = 24
+COMPARE_ALL_EVERY = 50
+
+
+@dataclass
+class ModelLot:
+    lot_id: str
+    sku: str
+    expires_us: int
+    received_us: int
+    available: int
+    body: Lot
+
+
+@dataclass
+class Model:
+    lots: dict[str, ModelLot] = field(default_factory=dict)
+    outcomes: dict[bytes, tuple[str, str | None]] = field(default_factory=dict)
+    given: dict[bytes, Counter[tuple[str, str]]] = field(default_factory=dict)
+
+    def add(self, lot: Lot, now: int) -> str:
+        assert lot.lot_id is not None
+        there = self.lots.get(lot.lot_id)
+        if there is not None:
+            return "same" if there.body == lot else "conflict"
+        received_us = now if lot.received_us is None else lot.received_us
+        self.lots[lot.lot_id] = ModelLot(
+            lot.lot_id, lot.sku, lot.expires_us, received_us, lot.thousandths, lot
+        )
+        return "created"
+
+    def adjust(self, lot_id: str, delta: int) -> tuple[str, int | None]:
+        lot = self.lots.get(lot_id)
+        if lot is None:
+            return "unknown_lot", None
+        if lot.available + delta < 0:
+            return "below_zero", lot.available
+        lot.available += delta
+        return "adjusted", lot.available
+
+    def order(self, key: bytes, order: Order, now: int) -> None:
+        if key in self.outcomes:
+            return
+        known = {lot.sku for lot in self.lots.values()}
+        if any(line.sku not in known for line in order.lines):
+            self.outcomes[key] = "rejected", "unknown_sku"
+            return
+        taken: Counter[tuple[str, str]] = Counter()
+        for line in order.lines:
+            wanted = line.thousandths
+            usable = [
+                lot for lot in self.lots.values() if lot.sku == line.sku and lot.expires_us > now
+            ]
+            for lot in sorted(
+                usable, key=lambda one: (one.expires_us, one.received_us, one.lot_id)
+            ):
+                part = min(wanted, lot.available)
+                if part:
+                    taken[line.sku, lot.lot_id] += part
+                    wanted -= part
+            if wanted:
+                self.outcomes[key] = "rejected", "insufficient_stock"
+                return
+        for (_, lot_id), part in taken.items():
+            self.lots[lot_id].available -= part
+        self.outcomes[key], self.given[key] = ("allocated", None), taken
+
+
+class Story:
+    """Told step by step to the model and to a house; after each batch they are compared."""
+
+    def __init__(self, house: House, seed: int, patch: pytest.MonkeyPatch) -> None:
+        self.house = house
+        self.random = random.Random(seed)
+        self.model = Model()
+        self.now = 1_700_000_000_000_000
+        self.keys: list[tuple[bytes, Order]] = []
+        self.bodies: list[Lot] = []
+        self.batches = 0
+        for module in (inventory, recording, worker):
+            patch.setattr(module, "now_us", lambda: self.now)
+
+    def tell(self, steps: int) -> None:
+        with Stop() as stop, self.house.ring.reader(0) as reader:
+            self.worker = self.house.worker(stop)
+            self.reader = reader
+            while steps > 0:
+                if self.random.random() < 0.3:
+                    self.now += self.random.randrange(4) * TICK_US
+                what = self.random.random()
+                if what < 0.25:
+                    steps -= 1
+                    self.receive()
+                elif what < 0.4:
+                    steps -= 1
+                    self.adjust()
+                else:
+                    steps -= self.batch(min(steps, self.random.randint(1, BATCH_MAX)))
+        self.compare_lots()
+        assert self.house.audit().ok
+
+    def receive(self) -> None:
+        if self.bodies and self.random.random() < 0.15:
+            lot = self.random.choice(self.bodies)
+            if self.random.random() < 0.5:
+                lot = Lot(lot.lot_id, lot.sku, lot.thousandths + 1, lot.expires_us, None, None)
+        else:
+            lot = Lot(
+                f"L{self.random.randrange(10**9):x}",
+                self.random.choice(SKUS),
+                self.random.randint(1, 40) * 500,
+                self.now + self.random.randint(-2, 60) * TICK_US,
+                self.random.choice([None, self.now - self.random.randrange(3) * TICK_US]),
+                None,
+            )
+            self.bodies.append(lot)
+        assert add_lot(self.house.store, lot).outcome == self.model.add(lot, self.now)
+
+    def adjust(self) -> None:
+        lot_id = "unknown"
+        if self.bodies and self.random.random() < 0.95:
+            lot_id = str(self.random.choice(self.bodies[-20:]).lot_id)
+        delta = self.random.choice([-1, 1]) * self.random.randint(1, 8) * 500
+        result = adjust_lot(self.house.store, lot_id, Adjustment(delta, "counted"))
+        assert (result.outcome, result.available) == self.model.adjust(lot_id, delta)
+
+    def batch(self, count: int) -> int:
+        told: dict[bytes, None] = {}
+        for _ in range(count):
+            key, order = self.an_order()
+            payload = encode_order(order)
+            header = encode_header(RecordHeader(body_hash(payload)))
+            assert self.house.writer.try_put(payload, key, header) is not None
+            self.model.order(key, order, self.now)
+            told[key] = None
+        self.house.ring.close()
+        self.worker.run(self.reader)
+        self.house.ring.reopen()
+        self.compare(list(told))
+        return count
+
+    def an_order(self) -> tuple[bytes, Order]:
+        if self.keys and self.random.random() < 0.05:
+            return self.random.choice(self.keys[-50:])
+        skus = SKUS if self.random.random() < 0.98 else SKUS + NEVER_IN
+        chosen = self.random.sample(skus, self.random.choice([1, 1, 1, 2, 3]))
+        lines = [Line(sku, self.random.randint(1, 12) * 500) for sku in chosen]
+        self.keys.append((UUID(int=self.random.getrandbits(128)).bytes, Order("c", lines)))
+        return self.keys[-1]
+
+    def compare(self, keys: list[bytes]) -> None:
+        self.batches += 1
+        touched = {lot_id for key in keys for _, lot_id in self.model.given.get(key, ())}
+        with self.house.store.reading() as connection:
+            outcomes = connection.execute(
+                sa.select(orders.c.id, orders.c.status, orders.c.reason).where(
+                    orders.c.id.in_(keys)
+                )
+            ).all()
+            given = connection.execute(
+                sa.select(movements.c.order_id, lots.c.lot_id, movements.c.delta)
+                .join(lots, lots.c.id == movements.c.lot)
+                .where(movements.c.order_id.in_(keys))
+            ).all()
+        assert {row.id: (row.status, row.reason) for row in outcomes} == {
+            key: self.model.outcomes[key] for key in keys
+        }
+        found: dict[bytes, Counter[str]] = {key: Counter() for key in keys}
+        for row in given:
+            found[row.order_id][row.lot_id] -= row.delta
+        for key in keys:
+            wanted = {lot_id: n for (_, lot_id), n in self.model.given.get(key, {}).items()}
+            assert dict(found[key]) == wanted
+        self.compare_lots(None if self.batches % COMPARE_ALL_EVERY == 0 else touched)
+
+    def compare_lots(self, names: set[str] | None = None) -> None:
+        query = sa.select(lots.c.lot_id, lots.c.available)
+        if names is not None:
+            query = query.where(lots.c.lot_id.in_(names))
+        with self.house.store.reading() as connection:
+            found = {row.lot_id: row.available for row in connection.execute(query)}
+        wanted = self.model.lots if names is None else names
+        assert found == {name: self.model.lots[name].available for name in wanted}
