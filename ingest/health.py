@@ -10,6 +10,7 @@ from ingest.accept import Acceptor
 from ingest.answers import Answer, json_answer, unavailable
 from ingest.database import Database
 from ingest.exchange import Receive, Scope
+from processors.tally import AWAY
 from ringbuf import Ring
 
 
@@ -37,6 +38,8 @@ class Readyz:
         full_s = full_for_s(self._ring)
         if full_s > self._full_timeout_s:
             detail = f"the ring has been full for {full_s:.1f} s (--full-timeout)"
+            if not await self._has_database():
+                detail += "; the database does not answer, or not in time (--database)"
             return unavailable(detail, self._acceptor.meter.retry_after_s(1))
         content: dict[str, Any] = {"status": "ready", "degraded": await self._degraded(full_s)}
         if b"verbose" in scope["query_string"].replace(b"=", b"&").split(b"&"):
@@ -44,9 +47,17 @@ class Readyz:
         return json_answer(200, content)
 
     async def _degraded(self, full_s: float) -> list[str]:
-        parts = [] if await self._database.reachable() else ["database"]
+        parts = [] if await self._has_database() else ["database"]
         parts += ["journal"] if self._acceptor.trouble else []
         return [*parts, "ring"] if full_s else parts
+
+    async def _has_database(self) -> bool:
+        """For the workers, which write, and for this front, which reads."""
+        living = [one.index for one in self._ring.participants() if one.role == "reader"]
+        pages = self._ring.pages()
+        if any(pages[index][AWAY] for index in living):
+            return False
+        return await self._database.reachable()
 
     def _figures(self) -> dict[str, Any]:
         rate = self._acceptor.meter.rate()

@@ -37,7 +37,7 @@ from setproctitle import setproctitle
 from processors.logs import set_up_logging
 from processors.settings import Settings
 from processors.stop import Stop
-from processors.tally import OWNER, Tally
+from processors.tally import AWAY, OWNER, Tally
 from ringbuf import Ring
 
 LAUNCH_FLAG = "--launch-fd"
@@ -121,6 +121,7 @@ class Child:
         """This process's page of the ring, marked as its own; its start is counted there."""
         tally = Tally(self.ring.page(role, index))
         tally.page[OWNER] = 1 + self.launch.index
+        tally.page[AWAY] = 0
         if self.launch.cause:
             tally.count(f"restarted_{self.launch.cause}")
         return tally

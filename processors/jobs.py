@@ -36,7 +36,8 @@ class Death(Struct, frozen=True):
 
 class Job(Struct):
     """`work` is None for an item that can't be read; then, and once its order has failed for good,
-    `death` says why. `retries` counts what the processor asked for, not the deaths of workers."""
+    `death` says why. `retries` counts what the processor asked for, not the deaths of workers.
+    `suspect`: it lay in the hand of a worker that died."""
 
     reader: Reader
     item: Item
@@ -45,6 +46,7 @@ class Job(Struct):
     body_hash: bytes | None
     retries: int = 0
     death: Death | None = None
+    suspect: bool = False
 
     @property
     def tries(self) -> int:

@@ -111,6 +111,20 @@ class Store:
         with _told_apart(self.engine), self._writers.connect() as connection, connection.begin():
             yield connection
 
+    @contextmanager
+    def rehearsing(self) -> Iterator[Connection]:
+        """A transaction that begins as a reader's and is rolled back in any case. Where there is
+        one write lock, the first write takes it, or raises StoreBusy if somebody has it. Raises
+        StoreUnavailable."""
+        with _told_apart(self.engine), self.engine.connect() as connection:
+            transaction = connection.begin()
+            try:
+                if self.wal_path is not None:
+                    connection.exec_driver_sql("PRAGMA busy_timeout=0")
+                yield connection
+            finally:
+                transaction.rollback()
+
     @property
     def wal_path(self) -> str | None:
         """Where SQLite keeps what is not in the database's file yet."""

@@ -48,7 +48,9 @@ WORD = {name: 1 + place for place, name in enumerate(COUNTERS)}
 FIRST = 56
 HISTOGRAM = {name: FIRST + place * (BUCKETS + 1) for place, name in enumerate(HISTOGRAMS)}
 HISTOGRAM["sync_us"] = HISTOGRAM["queue_us"]
-assert 1 + len(COUNTERS) <= FIRST
+# Of a worker: 1 while the database is away or locked, as far as it can tell.
+AWAY = FIRST - 1
+assert 1 + len(COUNTERS) <= AWAY
 assert FIRST + len(HISTOGRAMS) * (BUCKETS + 1) <= PAGE_WORDS
 
 ACCEPTED = WORD["accepted"]

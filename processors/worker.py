@@ -80,7 +80,7 @@ from processors.store import (
     StoreError,
     StoreUnavailable,
 )
-from processors.tally import COMMIT_ORDERS, COMMIT_US, QUEUE_US, WORD, Tally
+from processors.tally import AWAY, COMMIT_ORDERS, COMMIT_US, QUEUE_US, WORD, Tally
 from processors.upkeep import Upkeep
 from ringbuf import Closed, Empty, HandFull, Item, Reader, Ring
 
@@ -229,6 +229,7 @@ class BaconWorker:
             self._settle([read_doomed(reader, self._mended(item), now_us(), note, bare=bare)])
             return
         job = read_job(reader, self._mended(item), now_us())
+        job.suspect = True
         if item.crashes:
             reader.begin(None)
             self._try_later(job, CRASH_PAUSE_S * 2 ** min(item.crashes - 1, DOUBLINGS_MAX))
@@ -282,8 +283,11 @@ class BaconWorker:
 
     def _commit_alone(self, job: Job, trial: bool) -> None:
         job.reader.begin(job.item, trial)
+        share = TRIAL_SHARE if trial else 1
         try:
-            self._commit([job], TRIAL_SHARE if trial else 1)
+            if job.suspect and job.work is not None and job.death is None:
+                self._rehearse(job.work, share)
+            self._commit([job], share)
         except Exception:
             job.reader.begin(None)
             raise
@@ -291,6 +295,12 @@ class BaconWorker:
             if self._alarm is not None:
                 self._alarm.tell(error)
             raise
+
+    def _rehearse(self, work: Work, share: float) -> None:
+        """Runs the processor to no effect, and without the lock that SQLite has only one of: an
+        order that hangs now holds up nobody. What it raises counts."""
+        with suppress(StoreUnavailable), self._store.rehearsing() as transaction:
+            self._process(transaction, [work], share)
 
     def _commit(self, jobs: list[Job], share: float) -> None:
         for pause_s in pauses():
@@ -301,9 +311,11 @@ class BaconWorker:
                 break
             except StoreUnavailable as error:
                 self._outage.note(error)
+                self.tally.page[AWAY] = 1
                 if self._stop.wait(0 if isinstance(error, StoreBusy) else pause_s):
                     raise Stopping from error
         self._outage.over()
+        self.tally.page[AWAY] = 0
         self._ring.bump_commits()
         jobs[0].reader.release([job.item for job in jobs])
         self._count(settled, len(jobs), time.perf_counter_ns() - begun_ns)

@@ -102,6 +102,7 @@ class Rasher:
 
     def __init__(self, program: str, argv: list[str], data_dir: Path, environ: dict[str, str]):
         self.data_dir = data_dir
+        self.argv = argv
         self.popen = subprocess.Popen(
             [sys.executable, program, "--data-dir", str(data_dir), "--port", "0", *argv],
             cwd=ROOT,
@@ -118,6 +119,10 @@ class Rasher:
     def ready(self) -> Rasher:
         self.address = self.log.match(r"ready on http://(\S+):(\d+):").groups()
         return self
+
+    def words_of(self, flag: str) -> list[str]:
+        """What a flag was started with, for other verbs; [] if it was not given."""
+        return [flag, self.argv[self.argv.index(flag) + 1]] if flag in self.argv else []
 
     @property
     def port(self) -> int:

@@ -25,7 +25,7 @@ from tests.program import ROOT, Client, Rasher, Start, clean_environ, verb
 RATE = 1_000
 DURATION_S = 120
 ONE_IN = 10_000
-ORDER_TIMEOUT_S = 4
+ORDER_TIMEOUT_S = 2
 # What an order may wait for others of its batch: a crash, or a loop and the next worker's start.
 CRASH_S, START_S = 2.0, 2.0
 WORK = ("--workers", "2", "--processor", "tests.crash.wicked:wicked")

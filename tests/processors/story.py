@@ -34,6 +34,7 @@ from tests.processors.kit import House
 SKUS = [f"SKU-{letter}" for letter in "ABCDEF"]
 NEVER_IN = ["SKU-X", "SKU-Y"]
 TICK_US = 1_000
+EXPIRY_US = 8 * TICK_US
 BATCH_MAX = 24
 COMPARE_ALL_EVERY = 50
 
@@ -144,8 +145,8 @@ class Story:
             lot = Lot(
                 f"L{self.random.randrange(10**9):x}",
                 self.random.choice(SKUS),
-                self.random.randint(1, 40) * 500,
-                self.now + self.random.randint(-2, 60) * TICK_US,
+                self.random.randint(1, 70) * 500,
+                (self.now // EXPIRY_US + self.random.randint(-1, 5)) * EXPIRY_US,
                 self.random.choice([None, self.now - self.random.randrange(3) * TICK_US]),
                 None,
             )

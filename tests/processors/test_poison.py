@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import uuid4
 
 import pytest
+from sqlalchemy.engine import Connection
 
 from processors import worker as worker_module
 from processors.mortem import PostMortem
-from processors.pipeline import Outcome, Work
+from processors.pipeline import Outcome, Work, fefo
 from processors.schema import load_order
 from processors.stop import Stop
+from processors.store import Store, StoreBusy
 from processors.worker import Rules
 from ringbuf import Reader
 from ringbuf.participants import own_identity
@@ -62,7 +65,8 @@ class Line:
         bury(self.house, reader, self.returncode)
 
     def decide(self, work: Work) -> Outcome:
-        self.seen[-1].append(work.order_id)
+        if self.seen[-1][-1:] != [work.order_id]:  # rehearsed, then worked on
+            self.seen[-1].append(work.order_id)
         if work.order_id in self.fatal:
             raise Killed
         return REJECTED
@@ -208,6 +212,45 @@ def test_a_run_begins_with_what_was_left_in_its_hand_one_by_one(line: Line, hous
     bury(house, reader, CRASH)
     assert line.seen == [keys[:2]]
     assert [item.crashes for _, item in house.ring.snapshot().held] == [1, 0]
+
+
+def test_a_suspect_is_rehearsed_without_the_write_lock(line: Line, house: House) -> None:
+    """Hanging there it would hold up nobody; what it did there has no effect."""
+    house.stock(house.lot("a", "HAM", 10_000))
+    key = house.put(("HAM", 1000))
+    line.take_and_die(1)
+    inner, seen = fefo(), []
+
+    def process(transaction: Connection, orders: Sequence[Work], moment: int) -> Sequence[Outcome]:
+        other = Store.open(house.url, busy_timeout_s=0.05)
+        try:
+            with other.writing():
+                seen.append("free")
+        except StoreBusy:
+            seen.append("locked")
+        finally:
+            other.close()
+        return inner(transaction, orders, moment)
+
+    with Stop() as stop, house.ring.reader(0) as reader:
+        house.worker(stop, process).work_off(reader)
+    assert seen == ["free", "locked"]
+    assert house.given(key) == [("HAM", "a", "1")]
+    assert house.audit().ok
+
+
+def test_what_a_suspect_raises_in_its_rehearsal_counts(line: Line, house: House) -> None:
+    key = house.put(("HAM", 1000))
+    line.take_and_die(1)
+    calls = []
+
+    def decide(work: Work) -> Outcome:
+        calls.append(work)
+        raise ZeroDivisionError
+
+    with Stop() as stop, house.ring.reader(0) as reader:
+        house.worker(stop, settled_by(decide)).work_off(reader)
+    assert (house.view(key).status, len(calls)) == ("dead", 1)
 
 
 def test_a_note_that_was_lost_leaves_a_cause_all_the_same(line: Line, house: House) -> None:
