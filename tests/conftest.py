@@ -13,6 +13,7 @@ import uvloop
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.leaks import Belongings, left_over
+from tests.postgres import Postgres, private_server
 from tests.program import Rasher, Start, outlasting
 from tests.ringbuf.steps import build_stepping_kernel
 
@@ -96,3 +97,17 @@ def rasher(launch: Callable[..., Rasher]) -> Start:
 def stepping_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernel's build in which a step can be chosen that ends or stops its process."""
     return build_stepping_kernel(tmp_path_factory.mktemp("stepping"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server that the tests of this process share; each makes its own database."""
+    with private_server() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """One that a test may stop, kill and start again."""
+    with private_server() as server:
+        yield server

@@ -12,6 +12,8 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 # Pools that their owners keep for the next call, and the watchman of pytest-timeout.
 POOLED_THREADS = ("AnyIO worker", "asyncio_", "ThreadPoolExecutor", "pytest_timeout", "QueueFeeder")
+# Servers that a session's tests share; whoever starts one adds its pid, and ends it.
+KEPT_CHILDREN: set[int] = set()
 LASTING_FILES = ("/dev/urandom", "/dev/random", "/dev/null", "/dev/pts/", "/dev/tty")
 
 
@@ -48,7 +50,7 @@ def _compare(before: Belongings, owner: str) -> list[str]:
     tracked = _tracker_belongings()
     found = [f"descriptor {fd} ({name})" for fd, name in now.descriptors - before.descriptors]
     found += [f"thread {thread.name}" for thread in now.threads - before.threads]
-    found += [f"child process {pid}" for pid in now.children - before.children]
+    found += [f"child process {pid}" for pid in now.children - before.children - KEPT_CHILDREN]
     found = [each for each in found if not each.startswith(tracked)]
     files = now.ring_files - before.ring_files
     return found + [f"ring file {name}" for name in files if _names(name, owner)]
