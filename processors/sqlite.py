@@ -9,21 +9,53 @@ percent of a core while one waits, and everybody who waits has the same chance.
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 import time
 from contextlib import closing
 from typing import Any
 
-from sqlalchemy.engine import Connection
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+
+from processors import tables
+from processors.verdict import Unfit, Verdict
 
 WAL_BYTES_KEPT = 64 * 2**20
 ASK_AGAIN_S = (0.0005, 0.002)
 # Execution option of the connections that write.
 WRITER = "rasher_writer"
 
-
-class NoWal(Exception):
-    """The file system can't do what SQLite's WAL needs."""
+# What the database's state explains rather than the statement: waiting can help, blame can't.
+UNAVAILABLE_CODES = frozenset(
+    {
+        sqlite3.SQLITE_INTERNAL,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_SCHEMA,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+# The system's own error for a write or a sync (a full disk has another code). After one of them the
+# connection would go on acknowledging commits.
+BROKEN_CODES = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_FSYNC,
+        sqlite3.SQLITE_IOERR_DIR_FSYNC,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+    }
+)
+NOT_MIGRATED = re.compile(rf"no such table: (main\.)?({'|'.join(tables.metadata.tables)})$")
 
 
 class Sqlite:
@@ -31,8 +63,10 @@ class Sqlite:
 
     def __init__(self, busy_timeout_s: float) -> None:
         self._busy_timeout_s = busy_timeout_s
+        self.reading: dict[str, Any] = {}
+        self.writing = {WRITER: True}
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, _url: sa.URL) -> dict[str, Any]:
         """For the driver's connect."""
         # isolation_level None: the driver leaves BEGIN to us (it would begin late, and deferred).
         return {
@@ -41,8 +75,29 @@ class Sqlite:
             "check_same_thread": False,
         }
 
+    def listen(self, engine: Engine) -> None:
+        """Hooks itself into the engine."""
+        self._engine = engine
+        event.listen(engine, "connect", self.on_connect)
+        event.listen(engine, "begin", self.on_begin)
+
+    def verdict(self, error: BaseException) -> Verdict | None:
+        """What an error of the driver means; None: the statement's own fault."""
+        if not isinstance(error, sqlite3.Error):
+            return None
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        if code in BROKEN_CODES:
+            return Verdict.BROKEN
+        primary = code & 0xFF  # extended codes keep it in the low byte
+        if primary == sqlite3.SQLITE_READONLY:
+            self._engine.dispose()  # a file that was opened for reading alone stays so
+        if primary == sqlite3.SQLITE_BUSY:
+            return Verdict.BUSY
+        known = primary in UNAVAILABLE_CODES or NOT_MIGRATED.search(str(error))
+        return Verdict.UNAVAILABLE if known else None
+
     def on_connect(self, connection: sqlite3.Connection, _record: object) -> None:
-        """Sets what holds for every connection. Raises NoWal."""
+        """Sets what holds for every connection. Raises Unfit."""
         deadline = time.monotonic() + self._busy_timeout_s
         # The switch is made once in the life of a file. Of two that try at once, one is told that
         # it is locked, whatever the busy timeout.
@@ -53,7 +108,7 @@ class Sqlite:
                 _wait_if_busy(error, deadline)
             else:
                 if mode != "wal":
-                    raise NoWal(f"SQLite can't use its WAL there, only {mode}")
+                    raise Unfit(f"SQLite can't use its WAL there, only {mode}")
         pragma(connection, "synchronous=FULL")
         pragma(connection, "foreign_keys=ON")
         pragma(connection, "wal_autocheckpoint=0")  # see Store.checkpoint

@@ -1,60 +1,37 @@
 """The database: one engine per process, short transactions, and one error for "not now".
 
-Writers begin with the write lock (BEGIN IMMEDIATE), so that nobody finds out at commit that it read
-something old; readers see one snapshot from their first statement to their last. Every commit is
-synced (synchronous=FULL, set explicitly): WAL's default of NORMAL may show commits that a power
-loss takes back.
+SQLite's writers begin with the write lock (BEGIN IMMEDIATE), so that nobody finds out at commit
+that it read something old; PostgreSQL's lock the rows they change, in the order of their ids.
+Readers see one snapshot from their first statement to their last. Every commit is synced, set
+explicitly (synchronous=FULL, synchronous_commit=on): SQLite's WAL defaults to NORMAL, which may
+show commits that a power loss takes back.
 """
 
 from __future__ import annotations
 
-import re
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
-from processors import tables
-from processors.sqlite import WRITER, NoWal, Sqlite
+from processors.sqlite import Sqlite
+from processors.verdict import Unfit, Verdict
 
 BUSY_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 8
 LEAVE_S_MAX = 1.0
+# One try meets another worker's commit, the next one sees it.
+CONTENDED_MAX = 10
+# How far an error is traced back: it, SQLAlchemy's around it, and those that it hid.
+CONTEXTS_MAX = 8
+# "rasher" in ASCII: nobody else who shares the server locks this number.
+MIGRATION_LOCK = 0x726173686572
 
-# What the database's state explains rather than the statement: waiting can help, blame can't.
-UNAVAILABLE_CODES = frozenset(
-    {
-        sqlite3.SQLITE_INTERNAL,
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_SCHEMA,
-        sqlite3.SQLITE_NOTADB,
-    }
-)
-# The system's own error for a write or a sync (a full disk has another code). After one of them the
-# connection would go on acknowledging commits.
-BROKEN_CODES = frozenset(
-    {
-        sqlite3.SQLITE_IOERR_WRITE,
-        sqlite3.SQLITE_IOERR_FSYNC,
-        sqlite3.SQLITE_IOERR_DIR_FSYNC,
-        sqlite3.SQLITE_IOERR_TRUNCATE,
-    }
-)
-NOT_MIGRATED = re.compile(rf"no such table: (main\.)?({'|'.join(tables.metadata.tables)})$")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -76,12 +53,29 @@ class StoreBusy(StoreUnavailable):
     pause, so the same can be tried again at once."""
 
 
+class StoreContended(StoreBusy):
+    """Others wrote the same at the same instant. Nothing is wrong, and the same will see theirs."""
+
+
+class Kind(Protocol):
+    """What differs between databases. `reading`, `writing`: execution options of connections."""
+
+    reading: dict[str, Any]
+    writing: dict[str, Any]
+
+    def arguments(self, url: sa.URL, /) -> dict[str, Any]: ...
+    def listen(self, engine: Engine) -> None: ...
+    def verdict(self, error: BaseException) -> Verdict | None: ...
+
+
 class Store:
     """The database of one process. Any thread may use it; at most `connections_max` at once."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, kind: Kind) -> None:
         self.engine = engine
-        self._writers = engine.execution_options(**{WRITER: True})
+        self.kind = kind
+        self._readers = engine.execution_options(**kind.reading)
+        self._writers = engine.execution_options(**kind.writing)
 
     @classmethod
     def open(
@@ -90,25 +84,36 @@ class Store:
         *,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
         connections_max: int = CONNECTIONS_MAX,
+        long: bool = False,
     ) -> Self:
         """Connects at the first use, not here. Raises StoreError for a URL that names no database.
 
         A lock is waited for `busy_timeout_s`, and so is one of the `connections_max` connections.
+        `long`: a statement may take its time; else a server that is silent for long is given up.
         """
-        return cls(_make_engine(url, busy_timeout_s, connections_max))
+        parsed = _parse(url)
+        if parsed.get_backend_name() != "postgresql":
+            kind: Kind = Sqlite(busy_timeout_s)
+        else:
+            # Its driver takes 0.1 s to import, and SQLite's users never need it.
+            from processors.postgres import SILENT_S_MAX, Postgres, driver_url  # noqa: PLC0415
+
+            kind = Postgres(busy_timeout_s, None if long else SILENT_S_MAX)
+            parsed = driver_url(parsed)
+        return cls(_make_engine(parsed, kind, busy_timeout_s, connections_max), kind)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A snapshot: all statements in here see the same commits. Raises StoreUnavailable."""
-        with _told_apart(self.engine), self.engine.connect() as connection, connection.begin():
+        with self._told_apart(), self._readers.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that holds the write lock from its begin; it commits when the block ends
-        and rolls back when that raises. Raises StoreUnavailable, then nothing is known to have
-        been committed, and StoreBroken, then nothing is known at all."""
-        with _told_apart(self.engine), self._writers.connect() as connection, connection.begin():
+        """A transaction, on SQLite one that holds the write lock from its begin; it commits when
+        the block ends and rolls back when that raises. Raises StoreUnavailable, then nothing is
+        known to have been committed, and StoreBroken, then nothing is known at all."""
+        with self._told_apart(), self._writers.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -116,7 +121,7 @@ class Store:
         """A transaction that begins as a reader's and is rolled back in any case. Where there is
         one write lock, the first write takes it, or raises StoreBusy if somebody has it. Raises
         StoreUnavailable."""
-        with _told_apart(self.engine), self.engine.connect() as connection:
+        with self._told_apart(), self._readers.connect() as connection:
             transaction = connection.begin()
             try:
                 if self.wal_path is not None:
@@ -124,6 +129,20 @@ class Store:
                 yield connection
             finally:
                 transaction.rollback()
+
+    def commit(
+        self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What `work` returns, run in a transaction as `writing` has it, which is then committed;
+        again at once when others wrote the same in the meantime. Raises as `writing` does."""
+        for _ in range(CONTENDED_MAX - 1):
+            try:
+                with self.writing() as connection:
+                    return work(connection, *args, **kwargs)
+            except StoreContended:
+                continue
+        with self.writing() as connection:
+            return work(connection, *args, **kwargs)
 
     @property
     def wal_path(self) -> str | None:
@@ -139,9 +158,35 @@ class Store:
         """
         if self.wal_path is None:
             return
-        with _told_apart(self.engine), self.engine.connect() as connection:
+        with self._told_apart(), self.engine.connect() as connection:
             driver: Any = connection.connection.driver_connection
             driver.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
+
+    @contextmanager
+    def _told_apart(self) -> Iterator[None]:
+        """Lets errors through as they are, except those that the database's state explains."""
+        try:
+            yield
+        except Unfit as error:
+            raise StoreError(f"{error} (--database)") from error
+        except sa.exc.TimeoutError as error:
+            raise StoreUnavailable(f"the database is not available: {error}") from error
+        except (sa.exc.DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:
+            cause = self._cause(error)
+            refusal = _refusal(self.kind.verdict(cause), cause)
+            if refusal is None:
+                raise
+            raise refusal from error
+
+    def _cause(self, error: BaseException) -> BaseException:
+        """The driver's error; the first one, when the rollback after it failed as well."""
+        first = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig else error
+        before: BaseException | None = error
+        for _ in range(CONTEXTS_MAX):
+            before = before and before.__context__
+            if isinstance(before, self.engine.dialect.loaded_dbapi.Error):
+                first = before
+        return first
 
     def close(self) -> None:
         """Ends every connection that is not in use; twice is harmless."""
@@ -158,9 +203,11 @@ def migrate(url: str) -> None:
     from processors.migrate import upgrade  # noqa: PLC0415
 
     _make_folder(url)
-    store = Store.open(url)
+    store = Store.open(url, long=True)
     try:
         with store.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             upgrade(connection)
     finally:
         store.close()
@@ -172,7 +219,8 @@ def leave_one_file(url: str) -> None:
     Whoever closes last does that by himself; two who close at the same instant, or were killed,
     don't, and a copy of the file alone would miss the newest commits. Raises StoreUnavailable.
     """
-    file = sa.make_url(url).database
+    parsed = _parse(url)
+    file = parsed.database if parsed.get_backend_name() == "sqlite" else None
     if file is None or not Path(f"{file}-wal").exists():
         return
     store = Store.open(url, busy_timeout_s=LEAVE_S_MAX, connections_max=1)
@@ -183,66 +231,52 @@ def leave_one_file(url: str) -> None:
         store.close()
 
 
-def _make_engine(url: str, busy_timeout_s: float, connections_max: int) -> Engine:
+def _parse(url: str) -> sa.URL:
+    """The parts of the URL, of which no error repeats any: one may be a password."""
     try:
-        parsed = sa.make_url(url)
-        sqlite = Sqlite(busy_timeout_s) if parsed.get_backend_name() == "sqlite" else None
+        return sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise StoreError(
+            "database URL of no database: it must be sqlite:///PATH or "
+            "postgresql://USER:PASSWORD@HOST:PORT/NAME, each part percent-encoded (--database)"
+        ) from None
+
+
+def _make_engine(url: sa.URL, kind: Kind, busy_timeout_s: float, connections_max: int) -> Engine:
+    try:
         engine = sa.create_engine(
-            parsed,
+            url,
             poolclass=sa.QueuePool,
             pool_size=connections_max,
             max_overflow=0,
             pool_timeout=busy_timeout_s,
-            connect_args=sqlite.arguments() if sqlite else {},
+            connect_args=kind.arguments(url),
         )
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
         raise StoreError(f"database URL of no database: {error} (--database)") from error
-    if sqlite is not None:
-        event.listen(engine, "connect", sqlite.on_connect)
-        event.listen(engine, "begin", sqlite.on_begin)
+    kind.listen(engine)
     return engine
 
 
-@contextmanager
-def _told_apart(engine: Engine) -> Iterator[None]:
-    """Lets errors through as they are, except those that StoreUnavailable stands for."""
-    try:
-        yield
-    except NoWal as error:
-        raise StoreError(f"{error} (--database)") from error
-    except (sa.exc.TimeoutError, sa.exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
-        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        if isinstance(cause, sqlite3.Error) and _code(cause) in BROKEN_CODES:
-            raise StoreBroken(f"a write or sync of the database failed: {cause}") from error
-        if isinstance(cause, sqlite3.Error) and _code(cause) & 0xFF == sqlite3.SQLITE_READONLY:
-            engine.dispose()  # a file that was opened for reading alone stays so
-        if isinstance(error, sa.exc.TimeoutError) or _is_unavailable(cause):
-            refusal = StoreBusy if _is_locked(cause) else StoreUnavailable
-            raise refusal(f"the database is not available: {cause}") from error
-        raise
-
-
-def _is_unavailable(error: BaseException | None) -> bool:
-    if not isinstance(error, sqlite3.Error):
-        return False
-    # Extended codes keep the primary one in the low byte.
-    code = _code(error) & 0xFF
-    return code in UNAVAILABLE_CODES or NOT_MIGRATED.search(str(error)) is not None
-
-
-def _is_locked(error: BaseException | None) -> bool:
-    return isinstance(error, sqlite3.Error) and _code(error) & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def _code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+def _refusal(verdict: Verdict | None, cause: BaseException) -> Exception | None:
+    text = f"the database is not available: {cause}"
+    match verdict:
+        case None:
+            return None
+        case Verdict.BROKEN:
+            return StoreBroken(f"a write or sync of the database failed: {cause}")
+        case Verdict.UNFIT:
+            return StoreError(f"{cause} (--database)")
+        case Verdict.UNAVAILABLE:
+            return StoreUnavailable(text)
+        case Verdict.BUSY:
+            return StoreBusy(text)
+        case Verdict.CONTENDED:
+            return StoreContended(text)
 
 
 def _make_folder(url: str) -> None:
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise StoreError(f"database URL of no database: {error} (--database)") from error
+    parsed = _parse(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         return
     folder = Path(parsed.database).absolute().parent

@@ -83,7 +83,7 @@ def test_the_moment_is_read_after_the_lock_was_had(house: House) -> None:
     house.put(("HAM", 1))
     other = Store.open(house.url)
     with other.writing():
-        house.store = Telling(house.store.engine)
+        house.store = Telling(house.store.engine, house.store.kind)
         thread = threading.Thread(target=house.work, args=(process,))
         thread.start()
         assert waiting.wait(10)
@@ -171,7 +171,7 @@ def test_a_batch_lies_in_the_hand_until_its_commit_has_returned(house: House) ->
 
     for _ in range(3):
         house.put(("HAM", 1000))
-    house.store = Telling(house.store.engine)
+    house.store = Telling(house.store.engine, house.store.kind)
     house.work()
     assert held == [("before", 3), ("after", 3)]
     assert house.ring.held_count(0) == 0
@@ -191,7 +191,7 @@ def test_a_commit_that_fails_after_it_took_effect_is_recognised(house: House) ->
 
     house.stock(house.lot("a", "HAM", 10_000))
     key = house.put(("HAM", 1000))
-    house.store = Ambiguous(house.store.engine)
+    house.store = Ambiguous(house.store.engine, house.store.kind)
     assert house.work().redelivered == 1
     assert house.given(key) == [("HAM", "a", "1")]
 

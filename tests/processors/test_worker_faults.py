@@ -258,7 +258,7 @@ def test_a_database_that_is_away_is_waited_for_and_nobody_is_dead(
     monkeypatch.setattr(worker_module, "BACKOFF_MIN_S", 0.0001)
     house.stock(house.lot("a", "HAM", 10_000))
     keys = [house.put(("HAM", 1000)) for _ in range(3)]
-    house.store = awry = Awry(house.store.engine)
+    house.store = awry = Awry(house.store.engine, house.store.kind)
     awry.away = 7
     house.work()
     assert awry.pauses == 7
@@ -275,7 +275,7 @@ def test_a_database_that_is_configured_wrongly_is_no_order_s_fault(house: House)
 
     house.put(("HAM", 1))
     house.put(("HAM", 1))
-    good, house.store = house.store, Wrong(house.store.engine)
+    good, house.store = house.store, Wrong(house.store.engine, house.store.kind)
     with pytest.raises(StoreError):
         house.work()
     house.ring.reopen()
@@ -316,7 +316,7 @@ def test_asked_to_stop_while_the_database_is_away_it_leaves_the_batch_in_hand(
             return True
 
     house.put(("HAM", 1))
-    house.store = awry = Awry(house.store.engine)
+    house.store = awry = Awry(house.store.engine, house.store.kind)
     awry.away = 99
     with Asked() as stop, house.ring.reader(0) as reader:
         house.worker(stop).run(reader)
