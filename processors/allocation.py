@@ -67,12 +67,8 @@ class Allocator:
     def __init__(self) -> None:
         # Locked in the order of their ids, so that two workers can't wait for each other.
         self._lock_skus = HotKeys(
-            lambda keys: (
-                sa.select(skus.c.id, skus.c.sku, skus.c.seq)
-                .where(skus.c.sku.in_(keys))
-                .order_by(skus.c.id)
-                .with_for_update()
-            )
+            sa.select(skus.c.id, skus.c.sku, skus.c.seq).order_by(skus.c.id).with_for_update(),
+            skus.c.sku,
         )
         # One bound each: with both, SQLite would begin every page at the moment again.
         self._first_lots = Hot(_lots(NOT_EXPIRED), "sku_id", "moment", "count")
@@ -80,7 +76,7 @@ class Allocator:
         self._set_seq = Hot(
             sa.update(skus)
             .where(skus.c.id == sa.bindparam("number"))
-            .values(seq=sa.bindparam("last")),
+            .values(seq=sa.bindparam("last", type_=skus.c.seq.type)),
             "last",
             "number",
         )

@@ -8,7 +8,6 @@ yet.
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -54,7 +53,7 @@ def run_audit(
             if ledger is not None:
                 there = {one.key for one in items | journaled.left}
                 audit_ledger(connection, ledger, ledger_bytes, there, report)
-    except (StoreUnavailable, sa.exc.DBAPIError, sqlite3.Error) as error:
+    except (StoreUnavailable, sa.exc.DBAPIError, store.engine.dialect.loaded_dbapi.Error) as error:
         report.violate("database", f"it can't be read to the end: {error}")
     return report
 
@@ -81,14 +80,15 @@ def _read_args(args: Sequence[str]) -> Path | None:
 
 
 def _audit(settings: Settings, ledger: Path | None) -> Report:
-    path = sa.make_url(settings.database).database
+    url = sa.make_url(settings.database)
+    path = url.database if url.get_backend_name() == "sqlite" else None
     if path and not Path(path).exists():
         # To open it would make it, empty.
         report = Report()
         report.violate("database", f"there is none: {path} (--data-dir, --database)")
         return report
     with ExitStack() as stack:
-        store = Store.open(settings.database)
+        store = Store.open(settings.database, long=True)
         stack.callback(store.close)
         try:
             rings = attach_rings(settings)

@@ -205,7 +205,7 @@ class _KnownIds:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._select = HotKeys(lambda keys: sa.select(orders.c.id).where(orders.c.id.in_(keys)))
+        self._select = HotKeys(sa.select(orders.c.id), orders.c.id)
 
     def of(self, keys: list[bytes]) -> set[bytes]:
         return {row[0] for row in self._select.all(self._connection, keys)}

@@ -93,19 +93,29 @@ class AdjustResult(Struct, frozen=True):
 
 def add_lot(store: Store, lot: Lot) -> LotResult:
     """Enters a lot, expired or not; the same again changes nothing. Raises StoreUnavailable."""
-    with store.writing() as connection:
-        return enter_lot(connection, lot)
+    return store.commit(enter_lot, lot)
 
 
 def add_lots(store: Store, batch: Sequence[Lot]) -> list[LotResult]:
     """Enters lots in one transaction, in order. Raises StoreUnavailable, then none is in."""
-    with store.writing() as connection:
+
+    def enter(connection: Connection) -> list[LotResult]:
+        # All at once, in the order in which workers lock them: nobody waits for each other.
+        connection.execute(
+            sa.select(skus.c.id)
+            .where(skus.c.sku.in_({lot.sku for lot in batch}))
+            .order_by(skus.c.id)
+            .with_for_update()
+        ).all()
         return [enter_lot(connection, lot) for lot in batch]
+
+    return store.commit(enter)
 
 
 def adjust_lot(store: Store, lot_id: str, adjustment: Adjustment) -> AdjustResult:
     """Corrects a lot's stock, also an expired one's. Raises StoreUnavailable."""
-    with store.writing() as connection:
+
+    def adjust(connection: Connection) -> AdjustResult:
         sku_id = connection.scalar(sa.select(lots.c.sku_id).where(lots.c.lot_id == lot_id))
         if sku_id is None:
             return AdjustResult(lot_id, "unknown_lot", None)
@@ -123,6 +133,8 @@ def adjust_lot(store: Store, lot_id: str, adjustment: Adjustment) -> AdjustResul
             lot=row.id, kind="adjust", delta=adjustment.delta, reason=adjustment.reason,
         )  # fmt: skip
         return AdjustResult(lot_id, "adjusted", balance)
+
+    return store.commit(adjust)
 
 
 def list_lots(

@@ -56,9 +56,7 @@ class Known:
     """Which items the database knows: those with a row of their round, or of a later one."""
 
     def __init__(self) -> None:
-        self._rounds = HotKeys(
-            lambda keys: sa.select(orders.c.id, orders.c.round).where(orders.c.id.in_(keys))
-        )
+        self._rounds = HotKeys(sa.select(orders.c.id, orders.c.round), orders.c.id)
 
     def of(self, connection: Connection, identities: Sequence[Identity]) -> set[Identity]:
         """Those of them that it knows."""

@@ -116,7 +116,7 @@ class KnownOrders:
 
     def __init__(self) -> None:
         columns = orders.c.id, orders.c.body_hash, orders.c.status, orders.c.committed_us
-        self._select = HotKeys(lambda keys: sa.select(*columns).where(orders.c.id.in_(keys)))
+        self._select = HotKeys(sa.select(*columns), orders.c.id)
 
     def find(self, store: Store, order_ids: Sequence[bytes], /) -> dict[bytes, KnownOrder]:
         """Those of the ids that have an outcome. Raises StoreUnavailable."""

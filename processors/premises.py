@@ -103,7 +103,9 @@ def file_system(path: Path) -> str:
 
 def check_database_file(settings: Settings) -> None:
     """What no retry would mend: a directory, no way to it, some other file."""
-    prefix = next(one for one in SQLITE_PREFIXES if settings.database.startswith(one))
+    prefix = next((one for one in SQLITE_PREFIXES if settings.database.startswith(one)), None)
+    if prefix is None:
+        return
     path = Path(settings.database.removeprefix(prefix).partition("?")[0])
     where = f"--database {settings.database}"
     if path.is_dir():

@@ -44,11 +44,8 @@ class Recorder:
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch.to_bytes(8, "big")
-        self._known = HotKeys(
-            lambda keys: sa.select(
-                orders.c.id, orders.c.body_hash, orders.c.round, orders.c.status
-            ).where(orders.c.id.in_(keys))
-        )
+        columns = orders.c.id, orders.c.body_hash, orders.c.round, orders.c.status
+        self._known = HotKeys(sa.select(*columns), orders.c.id)
         self._insert_orders = Hot(
             sa.insert(orders),
             *COLUMNS,

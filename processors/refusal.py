@@ -29,6 +29,8 @@ ERRORS_MAX = 1000
 
 CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# The one that not every database can store.
+NUL = re.compile(r"\x00")
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 RFC3339 = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?"
@@ -155,15 +157,15 @@ def escape(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def text(characters_max: int, *, control: bool = False) -> Check:
-    """A check for text of 1 to `characters_max` characters."""
+def text(characters_max: int, *, control: re.Pattern[str] = CONTROL) -> Check:
+    """A check for text of 1 to `characters_max` characters, none of which `control` finds."""
 
     def check(value: object) -> str:
         if type(value) is not str:
             raise Wrong(f"must be text, not {kind(value)}")
         if not 1 <= len(value) <= characters_max:
             raise Wrong(f"must have 1 to {characters_max} characters, has {len(value)}")
-        if not control and (found := CONTROL.search(value)):
+        if found := control.search(value):
             raise Wrong(f"must have no control characters, has U+{ord(found.group()):04X}")
         return value
 

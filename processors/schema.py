@@ -211,6 +211,8 @@ def _decode_fast(body: bytes) -> tuple[bytes | None, Order]:
     # Without a look at each character: what prints has no control characters.
     if not wire.customer.isprintable() and CONTROL.search(wire.customer):
         raise Wrong("control characters")
+    if wire.reference is not None and "\0" in wire.reference:
+        raise Wrong("U+0000, which not every database can store")
     lines = [Line(_check_sku(line.sku), parse_quantity(line.quantity)) for line in wire.lines]
     if len(lines) > 1 and len({line.sku for line in lines}) != len(lines):
         raise Wrong("a sku twice")
@@ -298,7 +300,7 @@ def _as_is(value: object) -> object:
 
 
 CUSTOMER = refusal.text(200)
-REFERENCE = refusal.text(100, control=True)
+REFERENCE = refusal.text(100, control=refusal.NUL)
 QUANTITY = refusal.quantity_like(ASK_QUANTITY, above_zero)
 LINE = {"sku": refusal.code, "quantity": QUANTITY}
 LOT_REQUIRED = {"sku": refusal.code, "quantity": QUANTITY, "expires_at": refusal.instant}

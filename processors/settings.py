@@ -22,6 +22,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -37,6 +38,7 @@ MULTIPLES = {"slot-bytes": 64, "segment-bytes": 4096}
 HELP_FLAGS = ("-h", "--help")
 
 SQLITE_PREFIXES = ("sqlite:///", "sqlite+pysqlite:///")
+POSTGRESQL_PREFIXES = ("postgresql://", "postgresql+psycopg://")
 FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", re.ASCII)
 
 CONFIG = "config"
@@ -277,12 +279,14 @@ def check_host(given: Given, text: str) -> str:
 
 
 def check_database(given: Given, text: str) -> str:
-    """-> the URL with an absolute path. The value is not repeated: a URL may hold a password."""
+    """-> the URL, SQLite's with an absolute path. No value is repeated: it may hold a password."""
+    if text.startswith(POSTGRESQL_PREFIXES):
+        return check_postgresql(text)
     prefix = next((one for one in SQLITE_PREFIXES if text.startswith(one)), None)
     if prefix is None:
         scheme = text.partition(":")[0]
         raise SettingsError(
-            f"--database {scheme}: only SQLite works in this version; use sqlite:///PATH"
+            f"--database {scheme}: must be sqlite:///PATH or postgresql://USER@HOST/NAME"
         )
     path, mark, options = text.removeprefix(prefix).partition("?")
     if not path or path == ":memory:" or path.startswith("file:"):
@@ -291,6 +295,21 @@ def check_database(given: Given, text: str) -> str:
             "their own and would each see another database in memory"
         )
     return f"{prefix}{Path(path).absolute()}{mark}{options}"
+
+
+def check_postgresql(text: str) -> str:
+    """-> the URL as it is, if it can be read and names a database."""
+    try:
+        parts = urlsplit(text)
+        readable = parts.port is None or parts.port > 0
+    except ValueError:
+        readable = False
+    if not readable or not parts.path.strip("/"):
+        raise SettingsError(
+            "--database postgresql: must be postgresql://USER:PASSWORD@HOST:PORT/NAME, with "
+            "characters like @ : / ? # % in a password percent-encoded"
+        )
+    return text
 
 
 def check_processor(given: Given, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -25,6 +27,13 @@ from processors.store import Store, migrate
 from processors.worker import BaconWorker, Rules
 from ringbuf import Ring
 
+CONSTRAINTS = (
+    "SELECT conrelid::regclass, conname FROM pg_constraint"
+    " WHERE conrelid > 0 AND contype IN ('c', 'f')"
+)
+# For tests of what only SQLite has; others run on both.
+on_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 HOUR_US = 3_600_000_000
 PATIENCE_S = 20.0
 
@@ -47,9 +56,11 @@ def undone(store: Store) -> Iterator[Connection]:
 class House:
     """`now` is the moment of its making; lots expire relative to it."""
 
-    def __init__(self, folder: Path, capacity: int = 400, hand: int = 128) -> None:
+    def __init__(
+        self, folder: Path, capacity: int = 400, hand: int = 128, url: str | None = None
+    ) -> None:
         self.folder = folder
-        self.url = f"sqlite:///{folder / 'rasher.db'}"
+        self.url = url or f"sqlite:///{folder / 'rasher.db'}"
         migrate(self.url)
         self.store = Store.open(self.url)
         self.ring = Ring.create(
@@ -117,17 +128,33 @@ class House:
 
     def rows(self, text: str) -> list[tuple[Any, ...]]:
         with self.store.reading() as connection:
-            return [tuple(row) for row in connection.exec_driver_sql(text)]
+            own = self.own_words(text)
+            return [tuple(row) for row in connection.exec_driver_sql(own)]
+
+    def own_words(self, text: str) -> str:
+        """SQL for both databases, where it names bytes as SQLite does."""
+        if self.on_sqlite:
+            return text
+        return re.sub(r"\bx'([0-9a-f]*)'", r"'\\x\1'::bytea", text).replace("AS BLOB", "AS bytea")
+
+    @property
+    def on_sqlite(self) -> bool:
+        return self.url.startswith("sqlite")
 
     def tamper(self, *statements: str) -> None:
         """Does to the database what no code of ours may do."""
         engine = sa.create_engine(self.url)
-        with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")
-            for statement in statements:
-                assert connection.exec_driver_sql(statement).rowcount != 0
-            connection.commit()
-        engine.dispose()
+        try:
+            with engine.begin() as connection:
+                if self.on_sqlite:
+                    connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")
+                else:
+                    for table, name in connection.exec_driver_sql(CONSTRAINTS).all():
+                        connection.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
+                for statement in statements:
+                    assert connection.exec_driver_sql(self.own_words(statement)).rowcount != 0
+        finally:
+            engine.dispose()
 
     def audit(self, ledger: Path | None = None) -> Report:
         return run_audit([self.ring], self.store, ledger)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import given as forall
 from sqlalchemy.engine import Connection
@@ -10,30 +11,33 @@ from processors.allocation import Allocator
 from processors.fefo import Portion, StockedLot
 from processors.pipeline import Work
 from processors.schema import Line, Order
-from tests.processors.kit import House, undone
+from processors.tables import lots as lots_table
+from processors.tables import movements, skus
+from tests.processors.kit import House, on_sqlite, undone
 from tests.processors.test_fefo import MOMENT, many_orders, model, stocks
 
 
 def fill(transaction: Connection, stock: dict[str, list[StockedLot]]) -> None:
     for sku_id, (sku, lots) in enumerate(stock.items()):
-        transaction.exec_driver_sql(
-            "INSERT INTO skus (id, sku, seq) VALUES (?, ?, 0)", (sku_id, sku)
-        )
+        transaction.execute(sa.insert(skus).values(id=sku_id, sku=sku, seq=0))
         for lot in lots:
             # Ids are unique over all skus; the number behind keeps their order within one.
             lot_id = f"{lot.lot_id}{lot.number // 100}"
-            transaction.exec_driver_sql(
-                "INSERT INTO lots (id, lot_id, sku_id, received, available, expires_us,"
-                " received_us, body_hash) VALUES (?, ?, ?, 6, ?, ?, ?, x'')",
-                (lot.number, lot_id, sku_id, lot.available, lot.expires_us, lot.received_us),
-            )
+            transaction.execute(
+                sa.insert(lots_table).values(
+                    id=lot.number, lot_id=lot_id, sku_id=sku_id, received=6, body_hash=b"",
+                    available=lot.available, expires_us=lot.expires_us,
+                    received_us=lot.received_us,
+                )
+            )  # fmt: skip
 
 
 def portions_of(transaction: Connection, order_id: bytes) -> list[Portion]:
-    rows = transaction.exec_driver_sql(
-        "SELECT sku, lot, -delta FROM movements JOIN skus ON skus.id = sku_id"
-        " WHERE order_id = ? ORDER BY sku, movements.seq",
-        (order_id,),
+    rows = transaction.execute(
+        sa.select(skus.c.sku, movements.c.lot, -movements.c.delta)
+        .join(skus, skus.c.id == movements.c.sku_id)
+        .where(movements.c.order_id == order_id)
+        .order_by(skus.c.sku, movements.c.seq)
     )
     return [Portion(*row) for row in rows]
 
@@ -55,6 +59,7 @@ def test_on_the_database_it_gives_what_the_brute_force_gives(
             assert portions_of(transaction, work.order_id) == by_sku
 
 
+@on_sqlite
 def test_lots_are_read_through_the_index_of_those_in_stock(house: House) -> None:
     house.stock(*(house.lot(f"L{i}", "HAM", 1000, hours=1 + i) for i in range(20)))
     seen: list[str] = []
@@ -91,6 +96,7 @@ def steps_of_an_order(house: House) -> int:
     return steps
 
 
+@on_sqlite
 def test_the_cost_of_an_order_does_not_grow_with_the_lots_that_are_spent(house: House) -> None:
     house.stock(house.lot("last", "HAM", 1000, hours=999))
     before = steps_of_an_order(house)

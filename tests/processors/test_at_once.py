@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def large(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path, capacity=1000)
+def large(url: str, tmp_path: Path) -> Iterator[House]:
+    house = House(tmp_path, capacity=1000, url=url)
     yield house
     house.close()
 

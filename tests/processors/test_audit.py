@@ -13,7 +13,7 @@ from processors.inventory import adjust_lot
 from processors.schema import Adjustment, format_uuid
 from processors.settings import Settings, load_settings
 from processors.store import StoreError
-from tests.processors.kit import House
+from tests.processors.kit import House, on_sqlite
 
 SOME_ID = "f7b0bd8e-5b47-4c0b-9d3e-6f1f0b8f3f55"
 
@@ -54,6 +54,8 @@ HAM = "(SELECT id FROM skus WHERE sku = 'HAM')"
 OF_B = "order_id = CAST('BBBBBBBBBBBBBBBB' AS BLOB)"
 B = "id = CAST('BBBBBBBBBBBBBBBB' AS BLOB)"
 
+FAR = 2**62
+
 TAMPERED = [
     ("balance", "second has 9 available", "UPDATE lots SET available = 9000 WHERE lot_id='second'"),
     ("balance", "below 0", "UPDATE lots SET available = -1 WHERE lot_id = 'second'"),
@@ -71,7 +73,7 @@ TAMPERED = [
     ("sequence", "follows", f"UPDATE movements SET seq = 99 WHERE sku_id = {HAM} AND seq = 7"),
     ("sequence", "its row says 99", "UPDATE skus SET seq = 99 WHERE sku = 'HAM'"),
     ("sequence", "belongs to no sku", "UPDATE movements SET sku_id = 99 WHERE kind = 'adjust'"),
-    ("fefo", "expired at 4611686018427387904 us", "UPDATE movements SET at_us = 1 << 62"),
+    ("fefo", f"expired at {FAR} us", f"UPDATE movements SET at_us = {FAR}"),
     ("fefo", "expired at", f"UPDATE movements SET lot = 1 WHERE {OF_B}"),
     ("fefo", "no lot has any", "UPDATE movements SET delta = 0 WHERE kind = 'receive' AND lot = 4"),
     (
@@ -118,6 +120,9 @@ TAMPERED = [
     ("outbox", "order.dead", f"UPDATE outbox SET type = 'order.dead' WHERE {OF_B}"),
     ("outbox", "is allocated", f"UPDATE outbox SET round = 1 WHERE {OF_B}"),
     ("outbox", "is not there", f"UPDATE outbox SET order_id = x'00' WHERE {OF_B}"),
+]
+# What SQLite finds by itself.
+DAMAGED = [
     ("database", "CHECK constraint failed", "UPDATE lots SET available = -1 WHERE lot_id = 'old'"),
     ("database", "a row of lots names a row of skus", "UPDATE lots SET sku_id=99 WHERE id = 1"),
 ]
@@ -127,6 +132,18 @@ TAMPERED = [
 def test_what_was_tampered_with_is_found(
     settled: House, rule: str, message: str, statements: str
 ) -> None:
+    find_tampering(settled, rule, message, statements)
+
+
+@on_sqlite
+@pytest.mark.parametrize(("rule", "message", "statements"), DAMAGED)
+def test_what_the_database_itself_finds_is_found(
+    settled: House, rule: str, message: str, statements: str
+) -> None:
+    find_tampering(settled, rule, message, statements)
+
+
+def find_tampering(settled: House, rule: str, message: str, statements: str) -> None:
     settled.tamper(*statements.split(";"))
     report = settled.audit()
     assert not report.ok
@@ -136,17 +153,18 @@ def test_what_was_tampered_with_is_found(
 
 def test_every_rule_has_a_test_that_breaks_it() -> None:
     elsewhere = {"ring", "journal", "ledger"}
-    assert {rule for rule, _, _ in TAMPERED} | elsewhere == set(RULES)
+    assert {rule for rule, _, _ in [*TAMPERED, *DAMAGED]} | elsewhere == set(RULES)
 
 
 def test_a_lot_that_expired_at_the_moment_was_not_the_first_to_use(settled: House) -> None:
     settled.tamper(
-        "UPDATE lots SET expires_us = (SELECT at_us FROM movements WHERE kind = 'allocate')"
+        "UPDATE lots SET expires_us = (SELECT min(at_us) FROM movements WHERE kind = 'allocate')"
         " WHERE lot_id = 'old'"
     )
     assert settled.audit().ok
 
 
+@on_sqlite
 def test_a_page_of_nonsense_in_the_database_is_found(settled: House) -> None:
     settled.store.close()
     settled.rows("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -273,7 +291,7 @@ def test_the_list_of_violations_is_capped_and_their_number_is_not() -> None:
 
 
 def settings_of(house: House) -> Settings:
-    settings, rest = load_settings(["--data-dir", str(house.folder)], {})
+    settings, rest = load_settings(["--data-dir", str(house.folder), "--database", house.url], {})
     assert rest == []
     return settings
 
@@ -329,7 +347,7 @@ def test_wrong_usage_exits_2(
 def test_a_store_error_is_no_pass(
     house: House, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> object:
+    def refuse(*_: object, **__: object) -> object:
         raise StoreError("no such driver")
 
     monkeypatch.setattr("processors.audit.Store.open", refuse)

@@ -226,7 +226,7 @@ def test_a_new_front_does_not_append_to_what_a_dead_one_left(
 
 # ---- killed at any of its steps ------------------------------------------------------------------
 
-# `python -c RECOVER STEP NTH DIR RING`: recovers, and kills itself after the nth STEP.
+# `python -c RECOVER STEP NTH DIR URL RING`: recovers, and kills itself after the nth STEP.
 RECOVER = """
 import os, signal, sys
 from processors import known, recovery
@@ -234,7 +234,7 @@ from processors.settings import load_settings
 from processors.store import Store
 from ringbuf import Ring, Writer
 
-step, nth, folder, path = sys.argv[1:]
+step, nth, folder, url, path = sys.argv[1:]
 owner, name = {"commit": (known, "commit_something"), "put": (Writer, "put")}[step]
 original, passed = getattr(owner, name), 0
 
@@ -247,7 +247,7 @@ def wrapped(*args, **kwargs):
     return result
 
 setattr(owner, name, wrapped)
-settings, _ = load_settings(["--data-dir", folder])
+settings, _ = load_settings(["--data-dir", folder, "--database", url])
 ring = Ring.attach(path)
 found = recovery.Recovery(settings, ring, {ring.epoch})
 found.look(Store.open(settings.database))
@@ -260,7 +260,7 @@ def test_killed_while_it_puts_back_it_loses_and_doubles_nothing(
     settings: Settings, house: House, step: str, nth: int
 ) -> None:
     write(settings, house, records(20))
-    words = [step, str(nth), settings.data_dir, str(house.folder / "test.ring")]
+    words = [step, str(nth), settings.data_dir, house.url, str(house.folder / "test.ring")]
     killed = subprocess.run(
         [sys.executable, "-c", RECOVER, *words], cwd=Path(__file__).parents[2], check=False
     )

@@ -220,10 +220,31 @@ def test_a_database_in_memory_is_refused(url: str) -> None:
     assert "--database" in refusal("--database", url)
 
 
-def test_another_database_is_refused_without_its_password() -> None:
-    text = refusal("--database", "postgresql://u:secret@h/d")
-    assert text.startswith("--database postgresql: only SQLite")
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:p@h:5432/d", "postgresql+psycopg:///d?host=/run", "postgresql://[::1]/d"],
+)
+def test_postgresql_is_a_database(url: str) -> None:
+    assert settings("--database", url).database == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:secret@h/d",
+        "postgresql+psycopg2://u:secret@h/d",
+        "postgresql://u:secret@h",
+        "postgresql://u:secret@h/",
+        "postgresql://u:sec/ret@h/d",
+        "postgresql://u:secret@h:port/d",
+        "postgresql://u:secret@[h/d",
+    ],
+)
+def test_another_database_is_refused_without_its_password(url: str) -> None:
+    text = refusal("--database", url)
+    assert text.startswith(f"--database {url.partition(':')[0]}: must be")
     assert "secret" not in text
+    assert "sec/" not in text
 
 
 def test_a_data_dir_reached_by_a_link_is_the_same_data_dir(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from processors import upkeep as upkeep_module
 from processors.recycling import Recycler
 from processors.store import Store, StoreBroken
 from processors.upkeep import Upkeep
-from tests.processors.kit import House
+from tests.processors.kit import House, on_sqlite
 
 
 class Failing(Recycler):
@@ -48,6 +48,7 @@ def test_an_error_of_the_disk_in_the_journal_is_final(house: House, tmp_path: Pa
         upkeep.look()
 
 
+@on_sqlite
 def test_a_clock_that_is_set_back_delays_no_checkpoint(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from processors.recording import Recorder
 from processors.stop import Stop
 from processors.store import Store, StoreError, StoreUnavailable
 from processors.worker import Rules, pauses
-from tests.processors.kit import House, settled_by
+from tests.processors.kit import House, on_sqlite, settled_by
 
 REJECTED = Outcome.rejected("tested")
 
@@ -284,6 +284,7 @@ def test_a_database_that_is_configured_wrongly_is_no_order_s_fault(house: House)
     assert set(statuses(house).values()) == {("rejected", "unknown_sku")}
 
 
+@on_sqlite
 def test_a_locked_database_is_waited_for(house: House) -> None:
     class Waiting(Stop):
         paused = threading.Event()
