@@ -160,7 +160,7 @@ FLAGS: tuple[Flag, ...] = (
         "database",
         "text",
         "SQLAlchemy URL of the database",
-        unit="sqlite:///PATH or postgresql://USER@HOST/NAME",
+        unit="SQLite or PostgreSQL",
     ),
     Flag(
         "durability",

@@ -68,6 +68,7 @@ AWAY_S = 30.0
 # What says nothing about the disk: no room, or a segment that was recycled.
 PASSING = NO_ROOM | {errno.ENOENT}
 
+OPENED = sa.func.coalesce(lots.c.opening, sa.literal_column("0", lots.c.opening.type))
 FINISHED = sa.or_(
     orders.c.status.in_(("allocated", "rejected", "cancelled")),
     sa.and_(orders.c.status == "dead", orders.c.reason == "discarded"),
@@ -133,14 +134,14 @@ class Retention:
         self._open = Hot(
             sa.update(lots)
             .where(lots.c.id == sa.bindparam("number"))
-            .values(opening=sa.func.coalesce(lots.c.opening, sa.text("0")) + sa.bindparam("delta")),
+            .values(opening=OPENED + sa.bindparam("delta", type_=lots.c.opening.type)),
             "delta",
             "number",
         )
         self._fold_to = Hot(
             sa.update(skus)
             .where(skus.c.id == sa.bindparam("number"))
-            .values(folded=sa.bindparam("last")),
+            .values(folded=sa.bindparam("last", type_=skus.c.folded.type)),
             "last",
             "number",
         )

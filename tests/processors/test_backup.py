@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -31,6 +32,14 @@ from ringbuf import Misfit, Ring
 from ringbuf.segment import segment_paths
 from tests.processors.kit import House
 from tests.processors.left import PAYLOAD, damaged_segment, items, records, write
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """With SQLite, whose database is a file of the copy."""
+    house = House(tmp_path)
+    yield house
+    house.close()
 
 
 @pytest.fixture

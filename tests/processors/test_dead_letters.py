@@ -28,7 +28,7 @@ from processors.schema import Line, Order, body_hash, encode_order, load_header
 from processors.store import Store
 from processors.tables import orders
 from ringbuf import Identity
-from tests.processors.kit import House, settled_by
+from tests.processors.kit import House, on_sqlite, settled_by
 
 ORDER = Order("Funky Foods", [Line("HAM", 1500)], "R-1", {"shelf": "lowest", "nul": "\0"})
 
@@ -288,6 +288,7 @@ def test_a_cursor_of_another_list_is_refused(house: House) -> None:
 Look = Callable[[Store], object]
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     "look", [lambda store: list_dead_letters(store, limit=5), count_dead_letters]
 )

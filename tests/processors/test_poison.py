@@ -17,7 +17,7 @@ from processors.store import Store, StoreBusy
 from processors.worker import Rules
 from ringbuf import Reader
 from ringbuf.participants import own_identity
-from tests.processors.kit import House, settled_by
+from tests.processors.kit import House, on_sqlite, settled_by
 
 REJECTED = Outcome.rejected("tested")
 CRASH, TIME_UP, KILL = -11, -14, -9
@@ -214,6 +214,7 @@ def test_a_run_begins_with_what_was_left_in_its_hand_one_by_one(line: Line, hous
     assert [item.crashes for _, item in house.ring.snapshot().held] == [1, 0]
 
 
+@on_sqlite
 def test_a_suspect_is_rehearsed_without_the_write_lock(line: Line, house: House) -> None:
     """Hanging there it would hold up nobody; what it did there has no effect."""
     house.stock(house.lot("a", "HAM", 10_000))

@@ -34,7 +34,7 @@ from processors.stop import Stop
 from processors.store import Store, StoreBroken, StoreUnavailable
 from processors.upkeep import Upkeep
 from processors.worker import BaconWorker, Rules
-from tests.processors.kit import House
+from tests.processors.kit import House, on_sqlite
 from tests.processors.left import PAYLOAD, header_of, records, write
 from tests.processors.retaining import DAYS, balances, counts, later, pass_over, retention, settle
 
@@ -141,6 +141,7 @@ def test_an_id_that_was_forgotten_is_a_new_order_and_holds_only_its_own(settled:
     assert settled.audit().ok, list(settled.audit().lines())
 
 
+@on_sqlite
 def test_every_statement_of_a_pass_finds_its_rows_by_an_index(settled: House) -> None:
     statements: list[str] = []
     store = Store.open(settled.url, connections_max=1)
@@ -255,6 +256,7 @@ def interrupting(settled: House) -> Iterator[Interrupting]:
     store.close()
 
 
+@on_sqlite
 def test_interrupted_anywhere_it_is_as_if_that_step_had_not_begun(
     settled: House, interrupting: Interrupting
 ) -> None:
@@ -407,6 +409,7 @@ def test_its_part_of_a_checkpoint_is_charged_to_it(
     assert len(charged) == 1
 
 
+@on_sqlite
 def test_a_worker_forgets_beside_its_work(settled: House, tmp_path: Path) -> None:
     one = retention(settled)
     one.charge(-1.0)  # a second saved up
