@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from processors.fefo import Portion, ReadLots, Shelf, StockedLot, allocate
+from processors.instants import now_us
 from processors.pipeline import Outcome, Work
 from processors.statements import Hot, HotKeys, Row
 from processors.tables import lots, movements, skus
@@ -96,6 +97,9 @@ class Allocator:
     ) -> list[Outcome]:
         names = list({line.sku: None for work in orders for line in work.order.lines})
         locked = self._lock_skus.all(transaction, names)
+        if transaction.dialect.name != "sqlite":
+            # The locks may have been waited for: nobody may have used a later moment before.
+            moment_us = max(moment_us, now_us())
         shelves = {
             sku: Shelf(self._reader(transaction, number, moment_us)) for number, sku, _ in locked
         }

@@ -159,8 +159,8 @@ FLAGS: tuple[Flag, ...] = (
         "database",
         "database",
         "text",
-        "SQLAlchemy URL of the database",
-        unit="SQLite or PostgreSQL",
+        "SQLAlchemy URL of the database, or postgresql://USER@HOST/NAME",
+        unit="sqlite:///PATH",
     ),
     Flag(
         "durability",
@@ -193,15 +193,6 @@ FLAGS: tuple[Flag, ...] = (
         "choice",
         "refuse: no start when synced orders can't be read; skip: go on",
         choices=("refuse", "skip"),
-    ),
-    Flag(
-        "retain-days",
-        "retain_days",
-        "int",
-        "how long finished orders are kept; 0: for ever",
-        0,
-        36_500,
-        "days",
     ),
     Flag(
         "graceful-timeout",

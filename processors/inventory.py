@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
 from processors.instants import now_us
@@ -100,13 +101,8 @@ def add_lots(store: Store, batch: Sequence[Lot]) -> list[LotResult]:
     """Enters lots in one transaction, in order. Raises StoreUnavailable, then none is in."""
 
     def enter(connection: Connection) -> list[LotResult]:
-        # All at once, in the order in which workers lock them: nobody waits for each other.
-        connection.execute(
-            sa.select(skus.c.id)
-            .where(skus.c.sku.in_({lot.sku for lot in batch}))
-            .order_by(skus.c.id)
-            .with_for_update()
-        ).all()
+        if connection.dialect.name != "sqlite":
+            _lock_skus_of(connection, batch)
         return [enter_lot(connection, lot) for lot in batch]
 
     return store.commit(enter)
@@ -217,6 +213,26 @@ def _lock_sku(connection: Connection, which: sa.ColumnElement[bool]) -> Any:
     return connection.execute(
         sa.select(skus.c.id, skus.c.seq).where(which).with_for_update()
     ).one_or_none()
+
+
+def _lock_skus_of(connection: Connection, batch: Sequence[Lot]) -> None:
+    """Makes and locks what `enter_lot` would one by one, in orders that everybody keeps: new ones
+    by name, then all by id, as workers do. So no two can wait for each other."""
+    named = {lot.lot_id: lot.sku for lot in reversed(batch) if lot.lot_id is not None}
+    there = connection.execute(sa.select(lots.c.lot_id).where(lots.c.lot_id.in_(named))).scalars()
+    for lot_id in there:
+        del named[lot_id]
+    wanted = {*named.values(), *(lot.sku for lot in batch if lot.lot_id is None)}
+    if not wanted:
+        return
+    connection.execute(
+        postgresql.insert(skus)
+        .values([{"sku": sku, "seq": 0} for sku in sorted(wanted)])
+        .on_conflict_do_nothing()
+    )
+    connection.execute(
+        sa.select(skus.c.id).where(skus.c.sku.in_(wanted)).order_by(skus.c.id).with_for_update()
+    ).all()
 
 
 def _make_sku(connection: Connection, sku: str) -> tuple[int, int]:

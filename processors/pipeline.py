@@ -11,11 +11,12 @@ Another one is put in with `--processor package.module:factory`, where `factory(
 What the worker keeps to itself: the transaction, the check for redelivered orders, the rows of
 orders and of the outbox, the commit and the retries. What the processor is given:
 
-- `transaction`: a SQLAlchemy Connection inside a transaction that holds the database's write lock.
+- `transaction`: a SQLAlchemy Connection inside a transaction, which on SQLite holds the database's
+  write lock; on PostgreSQL lock the rows that you go by (`with_for_update`), in a fixed order.
   Whatever is written through it is committed together with the outcomes, or not at all. It must not
   be committed, rolled back or kept.
 - `orders`: in the order of the ring. None of them has an outcome yet.
-- `moment_us`: now, read after the lock was held. Movements are stamped with it.
+- `moment_us`: now; on SQLite read after the lock was held. Movements are stamped with it.
 
 It returns one Outcome for each order, in their order. It raises Retry when an order can't be
 decided yet, and anything else when it can't be decided at all: then the transaction is rolled back

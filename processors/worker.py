@@ -306,8 +306,7 @@ class BaconWorker:
         for pause_s in pauses():
             begun_ns = time.perf_counter_ns()
             try:
-                with self._store.writing() as transaction:
-                    settled = self._decide(transaction, jobs, share)
+                settled = self._store.commit(self._decide, jobs, share)
                 break
             except StoreUnavailable as error:
                 self._outage.note(error)

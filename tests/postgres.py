@@ -37,6 +37,7 @@ IN_MEMORY = Path("/dev/shm")
 IN_MEMORY_BYTES_MIN = 4 * 2**30
 PATIENCE_S = 30.0
 OWNER = "rasher"
+WITH_PASSWORD = "locked"
 STARTS_MAX = 5
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -64,6 +65,9 @@ class Postgres:
             shutil.chown(folder, *self._account)
         options = ["--no-sync", "--no-instructions", "--auth=trust", "--encoding=UTF8"]
         self._run("initdb", *options, "--locale=C", f"--username={OWNER}", f"--pgdata={self.data}")
+        rules = self.data / "pg_hba.conf"
+        # Everybody is trusted but the one who has a password.
+        rules.write_text(f"host all {WITH_PASSWORD} all scram-sha-256\n{rules.read_text()}")
 
     @property
     def data(self) -> Path:

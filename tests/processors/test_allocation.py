@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 
+import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import given as forall
@@ -18,18 +19,25 @@ from tests.processors.test_fefo import MOMENT, many_orders, model, stocks
 
 
 def fill(transaction: Connection, stock: dict[str, list[StockedLot]]) -> None:
-    for sku_id, (sku, lots) in enumerate(stock.items()):
-        transaction.execute(sa.insert(skus).values(id=sku_id, sku=sku, seq=0))
-        for lot in lots:
+    sku_rows = [{"id": number, "sku": sku, "seq": 0} for number, sku in enumerate(stock)]
+    lot_rows = [
+        {
+            "id": lot.number,
             # Ids are unique over all skus; the number behind keeps their order within one.
-            lot_id = f"{lot.lot_id}{lot.number // 100}"
-            transaction.execute(
-                sa.insert(lots_table).values(
-                    id=lot.number, lot_id=lot_id, sku_id=sku_id, received=6, body_hash=b"",
-                    available=lot.available, expires_us=lot.expires_us,
-                    received_us=lot.received_us,
-                )
-            )  # fmt: skip
+            "lot_id": f"{lot.lot_id}{lot.number // 100}",
+            "sku_id": sku_id,
+            "received": 6,
+            "available": lot.available,
+            "expires_us": lot.expires_us,
+            "received_us": lot.received_us,
+            "body_hash": b"",
+        }
+        for sku_id, lots in enumerate(stock.values())
+        for lot in lots
+    ]
+    for table, rows in ((skus, sku_rows), (lots_table, lot_rows)):
+        if rows:
+            transaction.execute(sa.insert(table), rows)
 
 
 def portions_of(transaction: Connection, order_id: bytes) -> list[Portion]:
@@ -45,8 +53,12 @@ def portions_of(transaction: Connection, order_id: bytes) -> list[Portion]:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @forall(stock=stocks(), orders=many_orders)
 def test_on_the_database_it_gives_what_the_brute_force_gives(
-    house: House, stock: dict[str, list[StockedLot]], orders: list[Order]
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    stock: dict[str, list[StockedLot]],
+    orders: list[Order],
 ) -> None:
+    monkeypatch.setattr("processors.allocation.now_us", lambda: MOMENT)
     works = [Work(bytes([i]) * 16, i, order, 0, 0) for i, order in enumerate(orders)]
     with undone(house.store) as transaction:
         fill(transaction, stock)

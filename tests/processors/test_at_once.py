@@ -23,7 +23,7 @@ from processors.settings import load_settings
 from processors.stop import Stop
 from processors.store import Store
 from processors.worker import BaconWorker, Rules
-from tests.processors.kit import PATIENCE_S, House, until
+from tests.processors.kit import PATIENCE_S, House, on_sqlite, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +83,7 @@ def test_workers_with_orders_over_the_same_skus_in_any_order_do_not_block(large:
     assert large.audit().ok
 
 
+@on_sqlite  # entering that many lots takes PostgreSQL too long for a test
 def test_shop_floor(large: House) -> None:
     """2,000 lots of 1,000 lb, 300 orders of 1,500 lb at once, random lots adjusted by up to 30 lb
     every 10 ms: exact to the thousandth, and FEFO by the movements."""

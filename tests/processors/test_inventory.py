@@ -175,8 +175,8 @@ def test_a_sku_with_very_many_lots_shows_the_first_in_stock(house: House) -> Non
 def test_pages_of_lots_show_each_lot_once_in_the_order_of_use(house: House) -> None:
     house.stock(
         *(house.lot(f"h{i}", "HAM", 1, hours=5 - i // 2, received_us=7) for i in range(7)),
-        *(house.lot(f"b{i}", "BACON", 1, hours=i) for i in range(3)),
     )
+    house.stock(*(house.lot(f"b{i}", "BACON", 1, hours=i) for i in range(3)))
     for sku in (None, "HAM"):
         seen: list[str] = []
         cursor = None
