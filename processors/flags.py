@@ -195,6 +195,15 @@ FLAGS: tuple[Flag, ...] = (
         choices=("refuse", "skip"),
     ),
     Flag(
+        "retain-days",
+        "retain_days",
+        "int",
+        "how long finished orders are kept; 0: for ever",
+        0,
+        36_500,
+        "days",
+    ),
+    Flag(
         "graceful-timeout",
         "graceful_timeout_s",
         "seconds",
