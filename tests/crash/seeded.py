@@ -23,7 +23,7 @@ HUNG_S = 60  # a test that hangs has found the mistake, too
 
 
 KERNEL, BINDING, WORKER = "ringbuf/kernel.h", "ringbuf/_kernel.c", "processors/worker.py"
-DECIDE = "settled = self._decide(transaction, jobs, share)"
+DECIDE = "settled = self._store.commit(self._decide, jobs, share)"
 RELEASE = "jobs[0].reader.release([job.item for job in jobs])"
 KILLS, DEAD = "tests/ringbuf/test_kills.py", "tests/ringbuf/test_dead_holders.py"
 ONCE = "tests/processors/test_worker.py"
@@ -68,7 +68,7 @@ BUGS = (
             Edit(
                 WORKER,
                 f"{DECIDE}\n",
-                f"{DECIDE}\n                    {RELEASE}\n",
+                f"{RELEASE}\n                {DECIDE}\n",
             ),
             Edit(WORKER, f"self._ring.bump_commits()\n        {RELEASE}", "pass"),
         ),

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from processors import inventory, recording, worker
+from processors import allocation, inventory, recording, worker
 from processors.inventory import add_lot, adjust_lot
 from processors.schema import (
     Adjustment,
@@ -114,7 +114,7 @@ class Story:
         self.keys: list[tuple[bytes, Order]] = []
         self.bodies: list[Lot] = []
         self.batches = 0
-        for module in (inventory, recording, worker):
+        for module in (allocation, inventory, recording, worker):
             patch.setattr(module, "now_us", lambda: self.now)
 
     def tell(self, steps: int) -> None:

@@ -112,7 +112,9 @@ def test_an_order_that_was_replayed_goes_with_all_of_its_events(settled: House) 
 
 def test_an_order_whose_movement_is_younger_than_the_limit_stays(settled: House) -> None:
     late = later(settled)
-    settled.tamper(f"UPDATE movements SET at_us = {late} WHERE sku_id = 2 AND kind = 'allocate'")
+    settled.tamper(
+        f"UPDATE movements SET at_us = {late} WHERE sku_id = (SELECT id FROM skus WHERE sku = 'EGGS') AND kind = 'allocate'"
+    )
     pass_over(retention(settled))
     left = {row[0] for row in settled.rows("SELECT id FROM orders")}
     assert left == {b"A" * 16, b"D" * 16, b"E" * 16}
@@ -131,7 +133,7 @@ def test_an_id_that_was_forgotten_is_a_new_order_and_holds_only_its_own(settled:
         f"UPDATE orders SET accepted_us = accepted_us + {shift} WHERE id = x'{'41' * 16}'",
         "UPDATE movements SET at_us = (SELECT accepted_us FROM orders WHERE id = x'"
         + "41" * 16
-        + "') WHERE seq = (SELECT seq FROM skus WHERE sku = 'HAM') AND sku_id = 1",
+        + "') WHERE (sku_id, seq) IN (SELECT id, seq FROM skus WHERE sku = 'HAM')",
         f"UPDATE lots SET expires_us = expires_us + {2 * shift}",
     )
     assert settled.given(b"A" * 16) == [("HAM", "second", "0.02")]

@@ -21,11 +21,16 @@ def half_way(settled: House) -> House:
     settled.put(("HAM", 10), key=b"F" * 16)
     settled.work()
     pass_over(retention(settled, now=limit_us[0] + DAYS * DAY_US))
-    assert settled.rows("SELECT folded, seq FROM skus ORDER BY id") == [(6, 8), (2, 3), (1, 1)]
+    assert settled.rows("SELECT folded, seq FROM skus ORDER BY seq DESC") == [
+        (6, 8),
+        (2, 3),
+        (1, 1),
+    ]
     return settled
 
 
-LAST_HAM = "sku_id = 1 AND seq = (SELECT max(seq) FROM movements WHERE sku_id = 1)"
+HAM = "sku_id = (SELECT id FROM skus WHERE sku = 'HAM')"
+LAST_HAM = f"{HAM} AND seq = (SELECT max(seq) FROM movements WHERE {HAM})"
 DAMAGE = [
     (
         "once",
@@ -47,7 +52,11 @@ DAMAGE = [
     ("balance", "begins with -0.001", "UPDATE lots SET opening = -1 WHERE lot_id = 'first'"),
     ("balance", "0 movements folded", "UPDATE skus SET folded = 0 WHERE sku = 'EGGS'"),
     ("balance", "was never received", "UPDATE lots SET opening = NULL WHERE lot_id = 'first'"),
-    ("sequence", "8 follows 6", "DELETE FROM movements WHERE sku_id = 1 AND seq = 7"),
+    (
+        "sequence",
+        "8 follows 6",
+        "DELETE FROM movements WHERE sku_id = (SELECT id FROM skus WHERE sku = 'HAM') AND seq = 7",
+    ),
     ("sequence", "its row says", f"DELETE FROM movements WHERE {LAST_HAM}"),
     ("sequence", "7 follows 5", "UPDATE skus SET folded = folded - 1 WHERE sku = 'HAM'"),
     ("sequence", "its row says", "UPDATE skus SET folded = folded + 1 WHERE sku = 'EGGS'"),
