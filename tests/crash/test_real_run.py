@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres import Postgres
 from tests.program import PATIENCE_S, ROOT, Rasher, Start, clean_environ, verb
 
 SKUS = 20
@@ -54,13 +55,13 @@ def kill_at(run: Rasher, role: str, orders: int, accepted: Callable[[], int]) ->
     run.replaced(victim, role)
 
 
-def real_run(rasher: Start, folder: Path, orders: int, rate: int) -> list[str]:
-    """-> what the program said: lots entered, load, audit."""
+def real_run(rasher: Start, folder: Path, orders: int, rate: int, *flags: str) -> list[str]:
+    """-> what the program said: lots entered, load, audit. `flags`: for all its verbs."""
     lots, ledger = folder / "lots.ndjson", folder / "ledger.txt"
     # Twice what is ordered: what an order asks for is then decided by the order of use alone.
     write_lots(lots, max(1, 2 * orders // (SKUS * LOTS_OF_A_SKU)))
-    run = rasher("--workers", "2").ready()
-    entered = verb(run, "lots", "add", "--file", str(lots))
+    run = rasher("--workers", "2", *flags).ready()
+    entered = verb(run, "lots", "add", "--file", str(lots), *flags)
     assert entered.returncode == 0, entered
     load = begin_load(run, ledger, orders, rate)
     with run.ring() as ring:
@@ -69,7 +70,7 @@ def real_run(rasher: Start, folder: Path, orders: int, rate: int) -> list[str]:
     said = load.communicate(timeout=PATIENCE_S + 2 * orders / rate)[0]
     assert load.returncode == 0, said
     assert run.end(signal.SIGTERM) == 0
-    audit = verb(run, "audit", "--ledger", str(ledger))
+    audit = verb(run, "audit", "--ledger", str(ledger), *flags)
     assert audit.returncode == 0, audit.stdout
     assert audit.stdout.startswith("audit: ok")
     answers = re.search(r"accepted +([\d,]+)", said)
@@ -81,6 +82,13 @@ def real_run(rasher: Start, folder: Path, orders: int, rate: int) -> list[str]:
 
 def test_killed_worker_and_front_lose_nothing_under_load(rasher: Start, tmp_path: Path) -> None:
     real_run(rasher, tmp_path, orders=1_000, rate=300)
+
+
+def test_killed_worker_and_front_lose_nothing_on_postgresql(
+    rasher: Start, tmp_path: Path, postgres: Postgres
+) -> None:
+    database = postgres.url(postgres.database())
+    real_run(rasher, tmp_path, 600, 200, "--database", database)
 
 
 @pytest.mark.prove
