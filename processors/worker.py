@@ -311,7 +311,10 @@ class BaconWorker:
             except StoreUnavailable as error:
                 self._outage.note(error)
                 self.tally.page[AWAY] = 1
-                if self._stop.wait(0 if isinstance(error, StoreBusy) else pause_s):
+                # A try that waited for an answer has been a pause itself.
+                tried_s = (time.perf_counter_ns() - begun_ns) / 1e9
+                busy = isinstance(error, StoreBusy)
+                if self._stop.wait(0 if busy else max(0.0, pause_s - tried_s)):
                     raise Stopping from error
         self._outage.over()
         self.tally.page[AWAY] = 0
