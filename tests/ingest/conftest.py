@@ -180,12 +180,15 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def starting(
-            drain_timeout_s: float = 5.0, durability: str = "memory", **given: Any
+            drain_timeout_s: float = 5.0,
+            durability: str = "memory",
+            database: str | None = None,
+            **given: Any,
         ) -> Service:
             http = {name: given.pop(name) for name in HTTP_NAMES & given.keys()}
             settings = Settings(
                 data_dir=str(tmp_path),
-                database=f"sqlite:///{tmp_path}/rasher.db",
+                database=database or f"sqlite:///{tmp_path}/rasher.db",
                 durability=durability,
                 ring=RingSettings(**given),
                 http=HttpSettings(**http),
