@@ -112,9 +112,8 @@ def test_an_order_that_was_replayed_goes_with_all_of_its_events(settled: House) 
 
 def test_an_order_whose_movement_is_younger_than_the_limit_stays(settled: House) -> None:
     late = later(settled)
-    settled.tamper(
-        f"UPDATE movements SET at_us = {late} WHERE sku_id = (SELECT id FROM skus WHERE sku = 'EGGS') AND kind = 'allocate'"
-    )
+    bacon = "sku_id = (SELECT id FROM skus WHERE sku = 'BACON')"
+    settled.tamper(f"UPDATE movements SET at_us = {late} WHERE {bacon} AND kind = 'allocate'")
     pass_over(retention(settled))
     left = {row[0] for row in settled.rows("SELECT id FROM orders")}
     assert left == {b"A" * 16, b"D" * 16, b"E" * 16}
