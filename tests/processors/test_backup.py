@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -30,6 +32,7 @@ from processors.spill import spill
 from processors.store import Store
 from ringbuf import Misfit, Ring
 from ringbuf.segment import segment_paths
+from tests.postgres import Postgres
 from tests.processors.kit import House
 from tests.processors.left import PAYLOAD, damaged_segment, items, records, write
 
@@ -61,9 +64,10 @@ def _copies(target: Path) -> None:
     target.parent.mkdir()
 
 
-def keys_put_back(target: Path) -> list[bytes]:
-    """By the first start on the copy, in order."""
-    settings = Settings(data_dir=str(target), database=f"sqlite:///{target}/rasher.db")
+def keys_put_back(target: Path, database: str = "") -> list[bytes]:
+    """By the first start on the copy, in order. `database`: where it was restored to."""
+    database = database or f"sqlite:///{target}/rasher.db"
+    settings = Settings(data_dir=str(target), database=database)
     store = Store.open(settings.database)
     with closing(store), Ring.create(target / "ring", label=str(target)) as ring:
         recovery = Recovery(settings, ring, {ring.epoch})
@@ -89,6 +93,27 @@ def test_what_waits_what_lies_in_a_hand_and_what_is_settled_is_in_the_copy_once(
         assert copy.execute("SELECT id FROM orders").fetchall() == [(settled,)]
         assert copy.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert stat.S_IMODE(target.stat().st_mode) == 0o700
+
+
+def test_a_copy_from_postgresql_is_restored_with_what_waited(
+    postgres: Postgres, tmp_path: Path, target: Path
+) -> None:
+    house = House(tmp_path, url=postgres.url(postgres.database()))
+    with closing(house):
+        settings = Settings(data_dir=str(house.folder), database=house.url)
+        make_journal_dir(settings)
+        (house.folder / "ring.path").write_text(f"{house.ring.path}\n")
+        house.stock(house.lot("L1", "A", 9000))
+        settled = house.put(("A", 10))
+        house.work()
+        waiting = house.put(("A", 30))
+        assert back_up(settings, target) == 1
+    restored = postgres.url(postgres.database())
+    words = ["pg_restore", f"--dbname={restored}", "--exit-on-error", str(target / "rasher.dump")]
+    subprocess.run(words, check=True)
+    assert keys_put_back(target, restored) == [waiting]
+    with psycopg.connect(restored) as copy:
+        assert copy.execute("SELECT id FROM orders").fetchall() == [(settled,)]
 
 
 def test_what_only_the_journal_has_is_in_the_copy(
