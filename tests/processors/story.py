@@ -28,6 +28,7 @@ from processors.schema import (
 )
 from processors.stop import Stop
 from processors.tables import lots, movements, orders
+from processors.worker import Rules
 from tests.processors.kit import House
 
 # Few and small, so that all happens often: ties, expiry at the moment itself, the last piece.
@@ -35,7 +36,9 @@ SKUS = [f"SKU-{letter}" for letter in "ABCDEF"]
 NEVER_IN = ["SKU-X", "SKU-Y"]
 TICK_US = 1_000
 EXPIRY_US = 8 * TICK_US
-BATCH_MAX = 24
+# Orders that wait together, and most of them in one transaction.
+BURST_MAX = 24
+BATCHES = [5, 24]
 COMPARE_ALL_EVERY = 50
 
 
@@ -113,26 +116,24 @@ class Story:
         self.now = 1_700_000_000_000_000
         self.keys: list[tuple[bytes, Order]] = []
         self.bodies: list[Lot] = []
-        self.batches = 0
+        self.told = self.bursts = 0
         for module in (allocation, inventory, recording, worker):
             patch.setattr(module, "now_us", lambda: self.now)
 
     def tell(self, steps: int) -> None:
         with Stop() as stop, self.house.ring.reader(0) as reader:
-            self.worker = self.house.worker(stop)
             self.reader = reader
-            while steps > 0:
+            self.workers = [self.house.worker(stop, rules=Rules(batch=most)) for most in BATCHES]
+            while self.told < steps:
                 if self.random.random() < 0.3:
                     self.now += self.random.randrange(4) * TICK_US
                 what = self.random.random()
-                if what < 0.25:
-                    steps -= 1
+                if what < 0.3:
                     self.receive()
                 elif what < 0.4:
-                    steps -= 1
                     self.adjust()
                 else:
-                    steps -= self.batch(min(steps, self.random.randint(1, BATCH_MAX)))
+                    self.burst(min(steps - self.told, self.random.randint(1, BURST_MAX)))
         self.compare_lots()
         assert self.house.audit().ok
 
@@ -142,26 +143,30 @@ class Story:
             if self.random.random() < 0.5:
                 lot = Lot(lot.lot_id, lot.sku, lot.thousandths + 1, lot.expires_us, None, None)
         else:
-            lot = Lot(
-                f"L{self.random.randrange(10**9):x}",
-                self.random.choice(SKUS),
-                self.random.randint(1, 70) * 500,
-                (self.now // EXPIRY_US + self.random.randint(-1, 5)) * EXPIRY_US,
-                self.random.choice([None, self.now - self.random.randrange(3) * TICK_US]),
-                None,
-            )
+            lot = self.a_lot()
             self.bodies.append(lot)
+        self.told += 1
         assert add_lot(self.house.store, lot).outcome == self.model.add(lot, self.now)
+
+    def a_lot(self) -> Lot:
+        sku = self.random.choice(SKUS)
+        expires_us = (self.now // EXPIRY_US + self.random.randint(-1, 5)) * EXPIRY_US
+        if self.bodies and self.random.random() < 0.5:  # of the same delivery as the one before
+            sku, expires_us = self.bodies[-1].sku, self.bodies[-1].expires_us
+        lot_id = f"L{self.random.randrange(10**9):x}"
+        received_us = self.random.choice([None, self.now - self.random.randrange(3) * TICK_US])
+        return Lot(lot_id, sku, self.random.randint(1, 600) * 500, expires_us, received_us, None)
 
     def adjust(self) -> None:
         lot_id = "unknown"
         if self.bodies and self.random.random() < 0.95:
             lot_id = str(self.random.choice(self.bodies[-20:]).lot_id)
         delta = self.random.choice([-1, 1]) * self.random.randint(1, 8) * 500
+        self.told += 1
         result = adjust_lot(self.house.store, lot_id, Adjustment(delta, "counted"))
         assert (result.outcome, result.available) == self.model.adjust(lot_id, delta)
 
-    def batch(self, count: int) -> int:
+    def burst(self, count: int) -> None:
         told: dict[bytes, None] = {}
         for _ in range(count):
             key, order = self.an_order()
@@ -171,22 +176,26 @@ class Story:
             self.model.order(key, order, self.now)
             told[key] = None
         self.house.ring.close()
-        self.worker.run(self.reader)
+        self.random.choice(self.workers).run(self.reader)
         self.house.ring.reopen()
+        self.told += count
         self.compare(list(told))
-        return count
 
     def an_order(self) -> tuple[bytes, Order]:
         if self.keys and self.random.random() < 0.05:
-            return self.random.choice(self.keys[-50:])
-        skus = SKUS if self.random.random() < 0.98 else SKUS + NEVER_IN
-        chosen = self.random.sample(skus, self.random.choice([1, 1, 1, 2, 3]))
-        lines = [Line(sku, self.random.randint(1, 12) * 500) for sku in chosen]
-        self.keys.append((UUID(int=self.random.getrandbits(128)).bytes, Order("c", lines)))
+            key, order = self.random.choice(self.keys[-50:])
+            # The same again, or, rarely, another order under an id that is taken.
+            return key, order if self.random.random() < 0.8 else self.a_body()
+        self.keys.append((UUID(int=self.random.getrandbits(128)).bytes, self.a_body()))
         return self.keys[-1]
 
+    def a_body(self) -> Order:
+        skus = SKUS if self.random.random() < 0.98 else SKUS + NEVER_IN
+        chosen = self.random.sample(skus, self.random.choice([1, 1, 1, 2, 3]))
+        return Order("c", [Line(sku, self.random.randint(1, 12) * 500) for sku in chosen])
+
     def compare(self, keys: list[bytes]) -> None:
-        self.batches += 1
+        self.bursts += 1
         touched = {lot_id for key in keys for _, lot_id in self.model.given.get(key, ())}
         with self.house.store.reading() as connection:
             outcomes = connection.execute(
@@ -208,7 +217,7 @@ class Story:
         for key in keys:
             wanted = {lot_id: n for (_, lot_id), n in self.model.given.get(key, {}).items()}
             assert dict(found[key]) == wanted
-        self.compare_lots(None if self.batches % COMPARE_ALL_EVERY == 0 else touched)
+        self.compare_lots(None if self.bursts % COMPARE_ALL_EVERY == 0 else touched)
 
     def compare_lots(self, names: set[str] | None = None) -> None:
         query = sa.select(lots.c.lot_id, lots.c.available)
