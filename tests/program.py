@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
+import psycopg
 
 from ringbuf import Ring
 
@@ -192,6 +193,11 @@ class Rasher:
 
     def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """What a query on its database gives."""
+        words = self.words_of("--database")
+        if words:
+            with psycopg.connect(words[1]) as session:
+                own = query.replace("?", "%s").encode()
+                return session.execute(own, parameters or None).fetchall()
         with closing(sqlite3.connect(self.data_dir / "rasher.db")) as database:
             return list(database.execute(query, parameters))
 

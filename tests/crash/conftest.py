@@ -8,6 +8,7 @@ import pytest
 
 from tests.crash.disk import Ledger
 from tests.crash.faults import Faults, build_faults
+from tests.postgres import Postgres
 from tests.program import Rasher, Start
 from tests.ringbuf.nursery import Nursery
 
@@ -24,6 +25,15 @@ def faults_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed: apt-get install gcc")
     return build_faults(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> list[str]:
+    """The flag for an empty one; of SQLite none is needed."""
+    if request.param == "sqlite":
+        return []
+    server: Postgres = request.getfixturevalue("postgres")
+    return ["--database", server.url(server.database())]
 
 
 @pytest.fixture
