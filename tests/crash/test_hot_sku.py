@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 from tests.program import EXPIRY, PATIENCE_S, ROOT, Client, Rasher, Start, clean_environ, verb
@@ -38,7 +39,7 @@ class Sale(NamedTuple):
         """Two workers, then a front, each in its turn."""
         if number % 3 == 1:
             return f"rasher front {number // 3 % self.fronts}"
-        return f"rasher worker {(number - number // 3) % self.workers}"
+        return f"rasher worker {(number - (number + 1) // 3) % self.workers}"
 
 
 def enter_stock(run: Rasher, pieces: int) -> None:
@@ -77,9 +78,19 @@ def kill_in_turn(run: Rasher, sale: Sale) -> None:
         for number in range(sale.kills):
             mark = sale.orders * (number + 1) // (sale.kills + 1)
             run.until(lambda mark=mark: ring.tail >= mark, f"{mark} orders in")  # type: ignore[misc]
-            title = sale.victim(number)
-            run.until(lambda title=title: title in run.children(), title)  # type: ignore[misc]
-            run.children()[title].kill()
+            the_child(run, sale.victim(number)).kill()
+
+
+def the_child(run: Rasher, title: str) -> psutil.Process:
+    """Waits for it, while the supervisor may be pausing."""
+    there: dict[str, psutil.Process] = {}
+
+    def is_there() -> bool:
+        there.update(run.children())
+        return title in there
+
+    run.until(is_there, title)
+    return there[title]
 
 
 def send_again(run: Rasher, ledger: Path) -> int:
