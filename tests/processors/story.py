@@ -137,6 +137,13 @@ class Story:
         self.compare_lots()
         assert self.house.audit().ok
 
+    def outcomes(self) -> Counter[str]:
+        return Counter(status for status, _ in self.model.outcomes.values())
+
+    def counts(self) -> str:
+        said = [f"{count} orders {status}" for status, count in sorted(self.outcomes().items())]
+        return ", ".join([f"{len(self.model.lots)} lots", *said])
+
     def receive(self) -> None:
         if self.bodies and self.random.random() < 0.15:
             lot = self.random.choice(self.bodies)
