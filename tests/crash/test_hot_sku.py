@@ -35,6 +35,11 @@ class Sale(NamedTuple):
         counts = ["--fronts", str(self.fronts), "--workers", str(self.workers)]
         return [*counts, "--capacity", "1000"]
 
+    def mark(self, number: int) -> int:
+        """How many orders are in at that kill; each may keep one a connection from getting in."""
+        reached = self.orders - self.kills * CONNECTIONS
+        return reached * (number + 1) // (self.kills + 1)
+
     def victim(self, number: int) -> str:
         """Two workers, then a front, each in its turn."""
         if number % 3 == 1:
@@ -76,7 +81,7 @@ def kill_in_turn(run: Rasher, sale: Sale) -> None:
     """Spread over the orders as they come in."""
     with run.ring() as ring:
         for number in range(sale.kills):
-            mark = sale.orders * (number + 1) // (sale.kills + 1)
+            mark = sale.mark(number)
             run.until(lambda mark=mark: ring.tail >= mark, f"{mark} orders in")  # type: ignore[misc]
             the_child(run, sale.victim(number)).kill()
 
