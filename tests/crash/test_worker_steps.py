@@ -164,9 +164,12 @@ def test_a_worker_killed_while_it_releases_has_done_it_once(shop: Shop) -> None:
 def test_a_worker_killed_while_it_works_off_the_hand_of_another_leaves_it_to_the_next(
     shop: Shop,
 ) -> None:
-    cases = [(cut, 0, ORDERS) for cut in ADOPTING]
-    cases += [(cut, ORDERS, ORDERS) for cut in AFTER_COMMIT]
-    cases += [(cut, ORDERS, held) for held, cut in zip((2, 2, 1, 0, 0), RELEASING, strict=True)]
+    """Its orders are run one by one, each in a transaction of its own."""
+    second = Cut("processors.worker:read_job", "after", 2)
+    cases = [(cut, 0, ORDERS) for cut in ADOPTING if cut != second] + [(second, 1, 2)]
+    cases += [(cut, 1, ORDERS) for cut in AFTER_COMMIT]
+    left = ((1, 2), (2, 2), (2, 1), (3, 0), (1, 2))
+    cases += [(cut, *counts) for counts, cut in zip(left, RELEASING, strict=True)]
     for cut, committed, held in cases:
         shop.orders()
         shop.left_in_hand()
