@@ -27,10 +27,12 @@ log = logging.getLogger("supervisor")
 
 
 class PostMortem:
-    """Of the workers of one ring."""
+    """Of the workers of one ring, of which none lives yet."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
+        for index in range(ring.readers):  # how those of before ended nobody knows
+            ring.acquit(index)
         self._oom_kills = count_oom_kills()
 
     def examine(self, index: int, returncode: int, how: str, words: str) -> bool:
@@ -43,6 +45,7 @@ class PostMortem:
         if words:
             log.error("worker %d left a traceback: %s", index, words)
         if reason is None:
+            self._ring.acquit(index)
             return False
         note = f"{reason}\na worker that ran this order alone {how}\n\n{words}"
         blamed = self._ring.blame(index, note, late=reason == TIMED_OUT)

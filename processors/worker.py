@@ -286,7 +286,7 @@ class BaconWorker:
         share = TRIAL_SHARE if trial else 1
         try:
             if job.suspect and job.work is not None and job.death is None:
-                self._rehearse(job.work, share)
+                self._rehearse(job, job.work, share)
             self._commit([job], share)
         except Exception:
             job.reader.begin(None)
@@ -296,11 +296,12 @@ class BaconWorker:
                 self._alarm.tell(error)
             raise
 
-    def _rehearse(self, work: Work, share: float) -> None:
+    def _rehearse(self, job: Job, work: Work, share: float) -> None:
         """Runs the processor to no effect, and without the lock that SQLite has only one of: an
         order that hangs now holds up nobody. What it raises counts."""
         with suppress(StoreUnavailable), self._store.rehearsing() as transaction:
-            self._process(transaction, [work], share)
+            if self._fresh(transaction, [job]):
+                self._process(transaction, [work], share)
 
     def _commit(self, jobs: list[Job], share: float) -> None:
         for pause_s in pauses():

@@ -660,6 +660,18 @@ static PyObject *mapping_blame(PyObject *self, PyObject *args) {
     return PyErr_Occurred() ? NULL : PyBool_FromLong(found);
 }
 
+/* acquit(reader): nothing that it had begun is to be blamed */
+static PyObject *mapping_acquit(PyObject *self, PyObject *index) {
+    Mapping *m = (Mapping *)self;
+    unsigned long reader = PyLong_AsUnsignedLong(index);
+    if (PyErr_Occurred() || enter(m)) return NULL;
+    if (reader < m->ring.readers) atomic_store(&m->ring.participants[reader].begun, 0);
+    else PyErr_Format(PyExc_ValueError, "reader %lu of %u", reader, m->ring.readers);
+    leave(m);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *mapping_note(PyObject *self, PyObject *index) {
     Mapping *m = (Mapping *)self;
     PyObject *text = NULL;
@@ -1285,6 +1297,7 @@ static PyMethodDef mapping_methods[] = {
     {"snapshot", mapping_snapshot, METH_NOARGS, NULL},
     {"held_count", mapping_held_count, METH_O, NULL},
     {"blame", mapping_blame, METH_VARARGS, NULL},
+    {"acquit", mapping_acquit, METH_O, NULL},
     {"note", mapping_note, METH_O, NULL},
     {"participant", mapping_participant, METH_VARARGS, NULL},
     {"swap_participant", mapping_swap_participant, METH_VARARGS, NULL},

@@ -241,6 +241,11 @@ class Ring:
         a page. ``late``: its time was up, which on trial is no crash of the item."""
         return self.mapping.blame(index, late, note.encode("utf-8", "replace"))
 
+    def acquit(self, index: int) -> None:
+        """Nothing that reader ``index`` had begun is to be blamed for its death, nor for that of
+        one who follows and does not get as far as its hand."""
+        self.mapping.acquit(index)
+
     def note(self, index: int) -> str:
         """The last note of ``blame`` for that reader; "" before the first."""
         return self.mapping.note(index).decode("utf-8", "replace")

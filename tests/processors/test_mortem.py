@@ -67,6 +67,24 @@ def test_whoever_ends_by_itself_is_put_down_to_its_order(
     assert crashes(ring) == 1
 
 
+def test_what_a_victim_had_begun_is_not_put_down_to_whoever_follows_and_can_not_start(
+    ring: Ring,
+) -> None:
+    post_mortem = PostMortem(ring)
+    ends(ring, post_mortem, -signal.SIGKILL)
+    assert not post_mortem.examine(0, 3, "ended with exit code 3", "")
+    assert crashes(ring) == 0
+
+
+def test_what_was_begun_before_this_supervisor_is_nobody_s_fault(ring: Ring) -> None:
+    reader = ring.reader(0)
+    reader.begin(reader.take()[0])
+    reader.shut()
+    ring.mapping.swap_participant(0, own_identity(), 1)
+    assert not PostMortem(ring).examine(0, 7, "ended with exit code 7", "")
+    assert crashes(ring) == 0
+
+
 def test_an_order_that_is_late_on_trial_has_crashed_nobody(ring: Ring) -> None:
     ends(ring, PostMortem(ring), -signal.SIGALRM, trial=True)
     ((_, item),) = ring.snapshot().held

@@ -27,13 +27,6 @@ class Killed(BaseException):
     """What no worker survives; the hand stays as it is."""
 
 
-def bury(house: House, reader: Reader, returncode: int, how: str = "was ended") -> None:
-    """The worker of this hand has ended like that, and its supervisor has looked."""
-    reader.shut()
-    house.ring.mapping.swap_participant(reader.index, own_identity(), 1)
-    PostMortem(house.ring).examine(reader.index, returncode, how, "its traceback")
-
-
 class Line:
     """Workers of one index, one after the other, over whatever lies in their hand."""
 
@@ -43,6 +36,7 @@ class Line:
         self.rules = rules or Rules()
         self.seen: list[list[bytes]] = []  # what each of them was at, in that order
         self.fatal: set[bytes] = set()
+        self.post_mortem = PostMortem(house.ring)
 
     def live(self) -> bool:
         """-> whether it came to its end; False: it was ended."""
@@ -53,16 +47,23 @@ class Line:
             try:
                 worker.work_off(reader)
             except Killed:
-                bury(self.house, reader, self.returncode)
+                self.bury(reader)
                 return False
         reader.close()
         return True
+
+    def bury(self, reader: Reader) -> None:
+        """The worker of this hand has ended like that, and its supervisor has looked."""
+        reader.shut()
+        self.house.ring.mapping.swap_participant(reader.index, own_identity(), 1)
+        words = "its traceback"
+        self.post_mortem.examine(reader.index, self.returncode, "was ended", words)
 
     def take_and_die(self, count: int) -> None:
         """The first of them, at a batch."""
         reader = self.house.ring.reader(0)
         assert len(reader.take(count)) == count
-        bury(self.house, reader, self.returncode)
+        self.bury(reader)
 
     def decide(self, work: Work) -> Outcome:
         if self.seen[-1][-1:] != [work.order_id]:  # rehearsed, then worked on
@@ -174,7 +175,7 @@ def test_a_worker_that_dies_at_a_single_order_out_of_the_ring_blames_it_at_once(
         worker = house.worker(stop, settled_by(line.decide))
         with pytest.raises(Killed):
             worker.run(reader)
-    bury(house, reader, CRASH)
+    line.bury(reader)
     ((_, item),) = house.ring.snapshot().held
     assert item.crashes == 1
 
@@ -209,7 +210,7 @@ def test_a_run_begins_with_what_was_left_in_its_hand_one_by_one(line: Line, hous
         worker = house.worker(stop, settled_by(line.decide))
         with pytest.raises(Killed):
             worker.run(reader)
-    bury(house, reader, CRASH)
+    line.bury(reader)
     assert line.seen == [keys[:2]]
     assert [item.crashes for _, item in house.ring.snapshot().held] == [1, 0]
 
@@ -238,6 +239,16 @@ def test_a_suspect_is_rehearsed_without_the_write_lock(line: Line, house: House)
     assert seen == ["free", "locked"]
     assert house.given(key) == [("HAM", "a", "1")]
     assert house.audit().ok
+
+
+def test_what_is_settled_already_is_not_rehearsed(line: Line, house: House) -> None:
+    """A processor is never asked about an order that has its outcome."""
+    key = house.put(("HAM", 1000))
+    house.work(settled_by(lambda _: REJECTED))
+    house.put(("HAM", 1000), key=key)
+    line.take_and_die(1)
+    assert line.live()
+    assert line.seen == [[]]
 
 
 def test_what_a_suspect_raises_in_its_rehearsal_counts(line: Line, house: House) -> None:

@@ -63,6 +63,13 @@ def test_a_death_is_counted_once(ring: Ring) -> None:
     assert marks(ring) == [(0, 1, 1, 0)]
 
 
+def test_who_is_acquitted_has_begun_nothing(ring: Ring) -> None:
+    fill(ring, 1)
+    begun(ring, 0)
+    ring.acquit(0)
+    assert not ring.blame(0, "")
+
+
 def test_to_be_late_on_trial_is_no_crash(ring: Ring) -> None:
     fill(ring, 2)
     begun(ring, 0, trial=True)
@@ -141,3 +148,5 @@ def test_a_note_is_cut_to_its_page_and_read_whatever_its_length_says(ring: Ring)
             ring.note(wrong)
         with pytest.raises(ValueError, match="reader"):
             ring.blame(wrong, "")
+        with pytest.raises(ValueError, match="reader"):
+            ring.acquit(wrong)
