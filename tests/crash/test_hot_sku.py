@@ -145,7 +145,7 @@ def hold(sale: Sale, rasher: Start, database: list[str], tmp_path: Path) -> None
 def test_a_hot_sku_is_given_out_to_the_last_piece_and_no_further(
     rasher: Start, database: list[str], tmp_path: Path
 ) -> None:
-    hold(Sale(1_500, 900, fronts=1, workers=2, kills=2), rasher, database, tmp_path)
+    hold(Sale(1_000, 600, fronts=1, workers=2, kills=2), rasher, database, tmp_path)
 
 
 @pytest.mark.prove

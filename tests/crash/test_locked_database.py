@@ -188,7 +188,7 @@ def go_through(rasher: Start, ledger: Ledger, locks: list[Lock], lock_s: float) 
 
 
 def test_a_locked_database_is_waited_out(rasher: Start, ledger: Ledger) -> None:
-    go_through(rasher, ledger, [nobody_writes], 3)
+    go_through(rasher, ledger, [nobody_writes], 2)
 
 
 @pytest.mark.prove

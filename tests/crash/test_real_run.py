@@ -88,7 +88,7 @@ def test_killed_worker_and_front_lose_nothing_on_postgresql(
     rasher: Start, tmp_path: Path, postgres: Postgres
 ) -> None:
     database = postgres.url(postgres.database())
-    real_run(rasher, tmp_path, 600, 200, "--database", database)
+    real_run(rasher, tmp_path, 300, 200, "--database", database)
 
 
 @pytest.mark.prove
