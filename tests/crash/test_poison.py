@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -64,6 +66,29 @@ def test_what_ends_workers_is_dead_with_how_they_ended_and_all_others_are_alloca
 @pytest.mark.prove
 def test_every_kind_of_poison_is_found(rasher: Start) -> None:
     poisoned(rasher, tuple(FOUND), 2_000, "--attempts", "3")
+
+
+@pytest.mark.prove
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("kind", "order_timeout_s", "others_s"), [("crash", 30, 2), ("deaf", 6, 6)]
+)
+def test_the_others_of_its_batch_wait_no_longer_than_promised(
+    rasher: Start, kind: str, order_timeout_s: int, others_s: float
+) -> None:
+    """At most 2 s for a crash, one --order-timeout for a loop; with one worker, so in one batch."""
+    run = rasher("--workers", "1", *FLAGS, "--order-timeout", str(order_timeout_s)).ready()
+    worker = run.child("worker")
+    worker.suspend()
+    ids = post_all(run, [*map(str, range(30)), kind, *map(str, range(30, 60))])
+    begun_us = time.time_ns() // 1000
+    worker.resume()
+    found = finals(run, {one: order_id for one, order_id in ids.items() if one != kind})
+    assert set(found.values()) == {"allocated"}
+    (last_us,) = run.column("SELECT max(committed_us) FROM orders WHERE status = 'allocated'")
+    sys.stdout.write(f"\n{kind}: the others settled after {(last_us - begun_us) / 1e6:.2f} s\n")
+    assert last_us - begun_us < others_s * 1e6
+    assert run.end(signal.SIGINT) == 0
 
 
 def test_an_order_that_waits_through_kills_of_its_worker_is_no_dead_letter(rasher: Start) -> None:
