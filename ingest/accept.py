@@ -61,7 +61,7 @@ from processors.schema import (
     encode_header,
     encode_order,
     format_uuid,
-    load_header,
+    posted_hash,
 )
 from processors.tally import Tally
 from ringbuf import Closed, Found, Journal, Ring, RoomGone, Writer
@@ -234,7 +234,7 @@ class Acceptor:
         payload, header = revival.payload, revival.header
         if len(payload) + len(header) > self._room:
             return self._too_large(len(payload) + len(header))
-        digest = load_header(header).body_hash if header else body_hash(payload)
+        digest = posted_hash(header, payload)
         begun_ns = time.perf_counter_ns()
         return await self.finish(
             Pending(key, payload, header, digest, True, begun_ns, revival.round)
@@ -380,9 +380,8 @@ def _is_old(moment_us: int) -> bool:
 
 def in_flight(found: Found) -> Earlier:
     """What a slot or a hand says of an order."""
-    header, payload = found.item.header, found.item.payload
     try:
-        digest = load_header(header).body_hash if header else body_hash(payload)
+        digest = posted_hash(found.item.header, found.item.payload)
     except msgspec.DecodeError:
         digest = b""
     if found.place == "ring":

@@ -134,8 +134,8 @@ def revive(store: Store, order_id: bytes) -> Revival | Refusal:
     if not _is_whole(row):
         return "not_whole"
     # With the hash that it was posted with, which repeats of the order are compared with.
-    header = b"" if row.body_hash is None else encode_header(RecordHeader(row.body_hash))
-    return Revival(row.payload or _encoded(row), header, row.round + 1)
+    header = RecordHeader(row.body_hash or b"", row.owner, row.request_id, row.traceparent)
+    return Revival(row.payload or _encoded(row), encode_header(header), row.round + 1)
 
 
 def discard(store: Store, order_id: bytes) -> Literal["discarded", "unknown", "not_dead"]:

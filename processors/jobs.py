@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from processors.pipeline import Work
-from processors.schema import body_hash, load_header, load_order
+from processors.schema import NO_HEADER, RecordHeader, body_hash, load_header, load_order
 from ringbuf import Item, Reader
 
 CAUSE_CHARACTERS_MAX = 8192
@@ -44,6 +44,7 @@ class Job(Struct):
     taken_us: int
     work: Work | None
     body_hash: bytes | None
+    header: RecordHeader = NO_HEADER
     retries: int = 0
     death: Death | None = None
     suspect: bool = False
@@ -64,15 +65,16 @@ def read_job(reader: Reader, item: Item, taken_us: int) -> Job:
     """The item as a job; a damaged or unreadable one is dead from the start."""
     if item.damaged:
         cause = f"damaged in shared memory: the checksum of slot {item.sequence} does not fit"
-        return Job(reader, item, taken_us, None, None, 0, Death(DAMAGED, cause, bare=True))
+        return Job(reader, item, taken_us, None, None, death=Death(DAMAGED, cause, bare=True))
     try:
         order = load_order(item.payload)
-        seal = load_header(item.header).body_hash if item.header else body_hash(item.payload)
+        header = load_header(item.header)
+        seal = header.body_hash or body_hash(item.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         death = Death(UNREADABLE, f"no order: {describe(error)}", bare=True)
-        return Job(reader, item, taken_us, None, None, 0, death)
+        return Job(reader, item, taken_us, None, None, death=death)
     work = Work(item.key, item.sequence, order, item.accepted_ns // 1000, item.attempts)
-    return Job(reader, item, taken_us, work, seal)
+    return Job(reader, item, taken_us, work, seal, header)
 
 
 def read_doomed(reader: Reader, item: Item, taken_us: int, note: str, *, bare: bool) -> Job:
@@ -82,7 +84,7 @@ def read_doomed(reader: Reader, item: Item, taken_us: int, note: str, *, bare: b
     cause = f"{item.crashes} workers ended by themselves over it; the last: {how or 'unknown'}"
     death = Death(reason or ENDED_ITS_WORKER, _storable(cause), bare=bare)
     if bare:
-        return Job(reader, item, taken_us, None, None, 0, death)
+        return Job(reader, item, taken_us, None, None, death=death)
     job = read_job(reader, item, taken_us)
     job.death = job.death or death
     return job

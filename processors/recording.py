@@ -21,6 +21,7 @@ COLUMNS = (
     *("id", "round", "status", "reason", *CONTENT),
     *("ring_epoch", "ring_sequence", "accepted_us", "taken_us", "committed_us"),
     *("attempts", "cause", "payload"),
+    *("owner", "request_id", "traceparent"),
 )
 NO_CONTENT: Row = (None,) * len(CONTENT)
 
@@ -109,6 +110,9 @@ class Recorder:
             job.tries + 1,
             death and death.cause,
             item.payload if bare else None,
+            job.header.owner,
+            job.header.request_id,
+            job.header.traceparent,
         )
 
     def _content(self, job: Job) -> Row:

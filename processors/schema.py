@@ -46,6 +46,7 @@ __all__ = [
     "load_order",
     "parse_instant",
     "parse_uuid",
+    "posted_hash",
 ]
 
 LINES_MAX = 100
@@ -70,9 +71,16 @@ class Order(Struct, array_like=True, frozen=True):
 
 
 class RecordHeader(Struct, array_like=True, frozen=True):
-    """What travels beside the payload. Fields are only ever appended; readers skip the unknown."""
+    """What travels beside the payload. Fields are only ever appended; readers skip the unknown.
 
-    body_hash: bytes
+    `body_hash`: b"" where it is that of the payload. `owner`: the name of the API key that posted
+    the order. `request_id`, `traceparent`: of the request that posted it (W3C Trace Context).
+    """
+
+    body_hash: bytes = b""
+    owner: str | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
 
 
 class Lot(Struct, frozen=True):
@@ -121,6 +129,7 @@ _wire_order = msgspec.json.Decoder(_WireOrder)
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _order_decoder = msgspec.msgpack.Decoder(Order)
 _header_decoder = msgspec.msgpack.Decoder(RecordHeader)
+NO_HEADER = RecordHeader()
 
 
 def decode_order(body: bytes) -> tuple[bytes | None, Order]:
@@ -170,13 +179,18 @@ def body_hash(payload: bytes) -> bytes:
 
 
 def encode_header(header: RecordHeader) -> bytes:
-    """The slot's header."""
-    return _encoder.encode(header)
+    """The slot's header; nothing for one that says nothing."""
+    return b"" if header == NO_HEADER else _encoder.encode(header)
 
 
 def load_header(header: bytes) -> RecordHeader:
-    """The header of a slot, also one with fields that this version does not know."""
-    return _header_decoder.decode(header)
+    """The header of a slot, also one with fields that this version does not know, also none."""
+    return _header_decoder.decode(header) if header else NO_HEADER
+
+
+def posted_hash(header: bytes, payload: bytes) -> bytes:
+    """The hash of the body that a slot's order was posted with; msgspec.DecodeError."""
+    return load_header(header).body_hash or body_hash(payload)
 
 
 def parse_uuid(text: str) -> bytes | None:

@@ -22,7 +22,8 @@ metadata = sa.MetaData()
 # One row per order with a final outcome. `ring_epoch` and `ring_sequence` say which slot it came
 # through: within one epoch the sequence is the order of arrival. `payload` keeps the bytes of an
 # order that can't be read as one (of a damaged one all of its slot's, record header first).
-# `cause` explains a dead order to people, `reason` to programs.
+# `cause` explains a dead order to people, `reason` to programs. `owner`: the name of the API key
+# that posted it; `request_id`, `traceparent`: of the request that did.
 orders = sa.Table(
     "orders",
     metadata,
@@ -43,6 +44,9 @@ orders = sa.Table(
     sa.Column("attempts", BigInt, nullable=False),
     sa.Column("cause", sa.Text),
     sa.Column("payload", sa.LargeBinary),
+    sa.Column("owner", sa.Text),
+    sa.Column("request_id", sa.Text),
+    sa.Column("traceparent", sa.Text),
     sa.CheckConstraint("status IN ('allocated', 'rejected', 'dead')", name="orders_status"),
     sqlite_with_rowid=False,
     sqlite_strict=True,

@@ -367,7 +367,8 @@ def test_the_largest_order_fits_the_default_slot() -> None:
     }
     assert decode_order(json.dumps(document).encode())[1] == order
     payload = encode_order(order)
-    assert len(payload) + len(encode_header(RecordHeader(body_hash(payload)))) <= SLOT_ROOM
+    header = RecordHeader(body_hash(payload), "o" * 64, "r" * 128, "t" * 55)
+    assert len(payload) + len(encode_header(header)) <= SLOT_ROOM
 
 
 def test_bodies_that_mean_the_same_have_the_same_hash() -> None:
@@ -384,8 +385,11 @@ def test_bodies_that_mean_the_same_have_the_same_hash() -> None:
 
 
 def test_a_header_with_fields_of_a_later_version_is_read() -> None:
-    later = msgspec.msgpack.encode([b"h" * 16, "request", {"trace": 1}])
-    assert load_header(later) == RecordHeader(b"h" * 16)
+    later = msgspec.msgpack.encode([b"h" * 16, None, "request", None, {"more": 1}])
+    assert load_header(later) == RecordHeader(b"h" * 16, None, "request")
+    earlier = msgspec.msgpack.encode([b"h" * 16])
+    assert load_header(earlier) == RecordHeader(b"h" * 16)
+    assert load_header(b"") == RecordHeader()
     assert load_header(encode_header(RecordHeader(b"h" * 16))) == RecordHeader(b"h" * 16)
 
 
