@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -35,6 +36,7 @@ from msgspec import Struct
 
 from ingest.answers import (
     CLOSE,
+    REPLAYED,
     Answer,
     Queued,
     Refused,
@@ -45,9 +47,12 @@ from ingest.answers import (
     problem,
     unavailable,
 )
+from ingest.claims import Claims
 from ingest.drain import DrainMeter
+from ingest.idempotency import derived_id
 from ingest.ids import OrderIds
 from ingest.lookup import Earlier
+from ingest.origin import NOBODY, Origin
 from ingest.turns import Turns
 from processors.dead_letters import Revival
 from processors.instants import now_us
@@ -75,8 +80,6 @@ NO_SEQUENCE = 2**62
 COMPARE_S_MAX = 10.0
 
 T = TypeVar("T")
-
-REPLAYED = ((b"idempotency-replayed", b"true"),)
 
 
 class Pending(Struct, frozen=True):
@@ -115,8 +118,10 @@ class Acceptor:
         new_id: Callable[[], bytes] | None = None,
         tally: Tally | None = None,
         journal: Journal | None = None,
+        claims: Claims | None = None,
     ) -> None:
         self._ring = ring
+        self._claims = claims
         self.journal = journal
         # Refuses everything while the orders of before a power loss are put back.
         self.recovering = False
@@ -149,7 +154,9 @@ class Acceptor:
         """Orders that wait for room in the ring."""
         return self._writer.parked
 
-    def accept(self, body: bytes) -> Accepted:
+    def accept(
+        self, body: bytes, origin: Origin = NOBODY, idempotency_key: bytes | None = None
+    ) -> Accepted:
         """The answer to a posted order, or what `finish` or `after_sync` needs to find it; never
         suspends."""
         begun_ns = time.perf_counter_ns()
@@ -161,26 +168,33 @@ class Acceptor:
         except (Malformed, Invalid) as error:
             return self._not_an_order(error)
         payload = encode_order(order)
+        if idempotency_key is not None:
+            derived = derived_id(origin.owner, idempotency_key)
+            if order_id not in (None, derived):
+                self.tally.count("conflict")
+                return other_id(derived)
+            order_id = derived
         if order_id is not None:
-            return self._to_compare(order_id, payload, begun_ns)
-        if len(payload) > self._room:
-            return self._too_large(len(payload))
-        return self._try(self._new_id(), payload, begun_ns)
+            return self._to_compare(order_id, payload, begun_ns, origin)
+        if len(payload) + len(origin.header) > self._room:
+            return self._too_large(len(payload) + len(origin.header))
+        return self._try(self._new_id(), payload, begun_ns, origin.header)
 
-    def _try(self, key: bytes, payload: bytes, begun_ns: int) -> Accepted:
+    def _try(self, key: bytes, payload: bytes, begun_ns: int, header: bytes) -> Accepted:
         journal = self.journal
-        if journal is not None and not journal.has_room(RECORD.size + len(payload)):
-            return Pending(key, payload, b"", b"", False, begun_ns)
+        size = RECORD.size + len(header) + len(payload)
+        if journal is not None and not journal.has_room(size):
+            return Pending(key, payload, header, b"", False, begun_ns)
         try:
-            sequence = self._writer.try_put(payload, key)
+            sequence = self._writer.try_put(payload, key, header)
         except Closed:
             self.tally.count("draining")
             return draining()
         if sequence is None:
-            return Pending(key, payload, b"", b"", False, begun_ns)
+            return Pending(key, payload, header, b"", False, begun_ns)
         if journal is None:
             return self._accepted(key, sequence, begun_ns)
-        record = encode_record(key, payload, sequence=sequence, accepted_ns=time.time_ns())
+        record = encode_record(key, payload, header, sequence=sequence, accepted_ns=time.time_ns())
         journal.append(record)
         return Unsynced(key, self._position(sequence), begun_ns)
 
@@ -245,8 +259,7 @@ class Acceptor:
             if not pending.own_id:
                 return await self._put(pending)
             async with asyncio.timeout(self._full_timeout_s + COMPARE_S_MAX):
-                async with self._turns.of(pending.key):
-                    return await self._put_once(pending)
+                return await self._put_in_turn(pending)
         except TimeoutError:
             self.tally.count("full")
             return self._too_late()
@@ -260,11 +273,24 @@ class Acceptor:
             self.tally.count("journal")
             return no_room(str(gone))
 
-    def _to_compare(self, key: bytes, payload: bytes, begun_ns: int) -> Answer | Pending:
+    async def _put_in_turn(self, pending: Pending) -> Answer | Waiting:
+        """From the look-up to the publish nobody else takes that id, not in another front either:
+        of two bodies at the same instant the second is compared with the first."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._turns.of(pending.key))
+            if self._claims is not None:
+                await stack.enter_async_context(self._claims.of(pending.key))
+            return await self._put_once(pending)
+
+    def _to_compare(
+        self, key: bytes, payload: bytes, begun_ns: int, origin: Origin
+    ) -> Answer | Pending:
         """An order that may have come before. Only these carry the hash of their body: nobody posts
         the id of another again, and if he did, the hash could be made of the payload."""
-        digest = body_hash(payload)
-        header = encode_header(RecordHeader(digest))
+        digest = body_hash(payload, origin.owner)
+        header = encode_header(
+            RecordHeader(digest, origin.owner, origin.request_id, origin.traceparent)
+        )
         if len(payload) + len(header) > self._room:
             return self._too_large(len(payload) + len(header))
         return Pending(key, payload, header, digest, True, begun_ns)
@@ -407,6 +433,15 @@ def no_room(reason: str) -> Answer:
     """503: the disk is full, or whatever keeps the journal from growing."""
     detail = f"nothing was taken in, the journal has no room (--data-dir): {reason}"
     return unavailable(detail, NO_ROOM_RETRY_AFTER_S)
+
+
+def other_id(derived: bytes) -> Answer:
+    """422: an order has one id."""
+    detail = (
+        f"with this Idempotency-Key the order_id is {format_uuid(derived)}: leave it out of the"
+        " body, or the key out of the head"
+    )
+    return problem(422, detail)
 
 
 def recovering() -> Answer:

@@ -20,6 +20,7 @@ Headers: TypeAlias = "tuple[tuple[bytes, bytes], ...]"
 JSON: Headers = ((b"content-type", b"application/json"),)
 PROBLEM: Headers = ((b"content-type", b"application/problem+json"),)
 LOCATION = (b"location", b"/orders/")  # and the id
+REPLAYED: Headers = ((b"idempotency-replayed", b"true"),)
 CLOSE: Headers = ((b"connection", b"close"),)
 
 _encode = msgspec.json.Encoder().encode

@@ -9,13 +9,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from ingest.accept import Acceptor
+from ingest.claims import Claims
 from ingest.database import Database
 from ingest.dead_letters import DeadLetters
 from ingest.endpoints import Methods, answering, http_problem, server_problem
+from ingest.exchange import Application
 from ingest.health import Readyz, livez
 from ingest.lookup import Lookup
 from ingest.metrics import Metrics
 from ingest.orders import GetOrder, PostOrder
+from ingest.origin import Traced
 from ingest.stock import Stock
 from processors.settings import Settings
 from processors.tally import Tally
@@ -30,14 +33,22 @@ def make_acceptor(
     tally: Tally,
     *,
     journal: Journal | None = None,
+    claims: Claims | None = None,
 ) -> Acceptor:
     """The one way in, for the application and for the lane."""
     find, timeout_s = Lookup(database).find, settings.ring.full_timeout_s
-    return Acceptor(ring, writer, find, timeout_s, tally=tally, journal=journal)
+    return Acceptor(ring, writer, find, timeout_s, tally=tally, journal=journal, claims=claims)
 
 
-def make_app(settings: Settings, ring: Ring, acceptor: Acceptor, database: Database) -> Starlette:
+def make_app(settings: Settings, ring: Ring, acceptor: Acceptor, database: Database) -> Application:
     """The application over a ring and a database, both open."""
+    return Traced(make_routes(settings, ring, acceptor, database))
+
+
+def make_routes(
+    settings: Settings, ring: Ring, acceptor: Acceptor, database: Database
+) -> Starlette:
+    """What answers every path there is."""
     body_bytes_max = settings.http.max_body_bytes
     full_timeout_s = settings.ring.full_timeout_s
 

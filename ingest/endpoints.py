@@ -10,11 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingest.answers import Answer, Refused, header_pairs, invalid, problem, server_mistake
-from ingest.exchange import HungUp, Receive, Scope, Send, deliver
+from ingest.exchange import Application, HungUp, Receive, Scope, Send, deliver
 from processors.schema import Invalid, Malformed
 
 Handler: TypeAlias = "Callable[[Scope, Receive], Awaitable[Answer]]"
-Application: TypeAlias = "Callable[[Scope, Receive, Send], Awaitable[None]]"
 
 
 class Methods:

@@ -12,6 +12,7 @@ from ingest.answers import CLOSE, Answer, Refused, problem
 Scope: TypeAlias = "dict[str, Any]"
 Receive: TypeAlias = "Callable[[], Awaitable[Any]]"
 Send: TypeAlias = "Callable[[Any], Awaitable[None]]"
+Application: TypeAlias = "Callable[[Scope, Receive, Send], Awaitable[None]]"
 
 # A client still sending when it is refused would see a reset instead of the answer, so the rest
 # is read and dropped, within these bounds.

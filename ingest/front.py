@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -33,6 +34,7 @@ from uvicorn.server import ServerState
 
 from ingest.accept import Acceptor
 from ingest.app import make_acceptor, make_app
+from ingest.claims import Claims
 from ingest.database import Database
 from ingest.lane import LaneProtocol
 from ingest.memo import Memo
@@ -246,7 +248,10 @@ async def serve(child: Child) -> None:
     with child.ring.writer() as writer:
         tally = child.tally("writer", writer.index)
         journal = await open_journal(child, tally)
-        acceptor = make_acceptor(settings, child.ring, writer, database, tally, journal=journal)
+        claims = Claims.open(Path(settings.data_dir))
+        acceptor = make_acceptor(
+            settings, child.ring, writer, database, tally, journal=journal, claims=claims
+        )
         hold_back(child, acceptor)
         app = make_app(settings, child.ring, acceptor, database)
         server = FrontServer(app, acceptor, socket.socket(fileno=listen_fd), settings)
@@ -255,6 +260,7 @@ async def serve(child: Child) -> None:
         await server.run_until_drained(child.ready)
         if journal is not None:
             await journal.close()
+    claims.close()
     await database.close()
     store.close()
 

@@ -21,16 +21,26 @@ from typing import Any
 from ingest import exchange
 from ingest._lane import render_queued
 from ingest.accept import Accepted, Acceptor, Pending
-from ingest.answers import Answer, Queued, Unanswered, Unsynced, server_mistake
+from ingest.answers import (
+    Answer,
+    Headers,
+    Queued,
+    Refused,
+    Unanswered,
+    Unsynced,
+    server_mistake,
+)
 from ingest.exchange import JSON_TYPE, too_slow
+from ingest.idempotency import HEADER
 from ingest.memo import Memo
+from ingest.origin import NOBODY, REQUEST_ID, TRACEPARENT, make_origin, read_names
 from ingest.protocol import HEAD_BYTES_MAX, HEADERS_MAX, FrontProtocol, HeadTooLarge, head_too_large
 
 PATH = b"/orders"
 HEAD_END = b"\r\n\r\n"
 LINE_END = b"\r\n"
 # Whoever sends one of these wants something of the connection, or of the body's form.
-FOR_THE_APPLICATION = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
+FOR_THE_APPLICATION = frozenset({b"expect", b"transfer-encoding", b"upgrade", HEADER})
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +48,11 @@ logger = logging.getLogger(__name__)
 class LaneCycle:
     """Stands where uvicorn keeps the newest request of a connection, with what it asks of one."""
 
-    __slots__ = ("body", "disconnected", "keep_alive", "more_body", "response_complete",
+    __slots__ = ("body", "disconnected", "echo", "keep_alive", "more_body", "response_complete",
                  "response_started")  # fmt: skip
 
-    def __init__(self, *, more_body: bool) -> None:
+    def __init__(self, echo: Headers, *, more_body: bool) -> None:
+        self.echo = echo
         self.body = b""
         self.disconnected = False
         self.keep_alive = True
@@ -74,6 +85,7 @@ class LaneProtocol(FrontProtocol):
         self._acceptor = acceptor
         self._body_bytes_max = body_bytes_max
         self._on_lane = False  # the request that is being read
+        self._origin = NOBODY  # and whose it is
         self._body: bytes | bytearray = b""
         self._unsynced: tuple[LaneCycle, Unsynced] | None = None
         self._body_timer: asyncio.TimerHandle | None = None
@@ -87,6 +99,7 @@ class LaneProtocol(FrontProtocol):
             # A whole request that begins like an earlier one: the parser has seen it.
             body_at = data.find(HEAD_END) + len(HEAD_END)
             if self._known.get(data[:body_at]) == len(data) - body_at and self._is_free():
+                self._origin = NOBODY
                 if self._head_timer is not None:
                     self._stop_head_timer()
                 if self.timeout_keep_alive_task is not None:
@@ -144,7 +157,7 @@ class LaneProtocol(FrontProtocol):
     def _take(self, body: bytes) -> None:
         answer: Accepted
         try:
-            answer = self._acceptor.accept(body)
+            answer = self._acceptor.accept(body, self._origin)
         except Exception:
             answer = self._mistake()
         if isinstance(answer, Unsynced):
@@ -155,9 +168,9 @@ class LaneProtocol(FrontProtocol):
             self._answer_later(answer)
             return
         if isinstance(answer, Queued):
-            self._write_queued(answer)
+            self._write_queued(answer, self._origin.echo)
         else:
-            self._write(answer)
+            self._write(answer, self._origin.echo)
         self._begin_idleness()
 
     def _synced(self) -> None:
@@ -175,11 +188,11 @@ class LaneProtocol(FrontProtocol):
             self._complete(cycle, queued.answer())
             return
         cycle.response_started = cycle.response_complete = True
-        self._write_queued(queued)
+        self._write_queued(queued, cycle.echo)
         self._begin_idleness()
 
-    def _write_queued(self, queued: Queued) -> None:
-        head = self._memo.queued_head(self.server_state.default_headers)
+    def _write_queued(self, queued: Queued, echo: Headers) -> None:
+        head = self._memo.queued_head(self.server_state.default_headers, echo)
         self.transport.write(render_queued(head, queued.key, queued.position))
 
     def _begin_idleness(self) -> None:
@@ -187,8 +200,8 @@ class LaneProtocol(FrontProtocol):
         if self._idle_timer is None:
             self._watch_idleness(self.timeout_keep_alive)
 
-    def _write(self, answer: Answer) -> None:
-        self.transport.write(self._plain(answer))
+    def _write(self, answer: Answer, echo: Headers) -> None:
+        self.transport.write(self._plain(answer, echo=echo))
         if answer.closes:
             self.transport.close()
 
@@ -215,23 +228,39 @@ class LaneProtocol(FrontProtocol):
             or not parser.should_keep_alive()
         ):
             return False
-        kind = length = None
+        kind = length = request_id = traceparent = None
         for name, value in self.headers:
             if name == b"content-type":
                 kind = value
             elif name == b"content-length":
                 length = value
+            elif name == REQUEST_ID:
+                request_id = value
+            elif name == TRACEPARENT:
+                traceparent = value
             elif name in FOR_THE_APPLICATION:
                 return False
         if kind is None or length is None or int(length) > self._body_bytes_max:
             return False
-        return kind == b"application/json" or JSON_TYPE.fullmatch(kind.strip()) is not None
+        if kind != b"application/json" and JSON_TYPE.fullmatch(kind.strip()) is None:
+            return False
+        return self._is_from(request_id, traceparent)
+
+    def _is_from(self, request_id: bytes | None, traceparent: bytes | None) -> bool:
+        self._origin = NOBODY
+        if request_id is not None or traceparent is not None:
+            try:
+                self._origin = make_origin(None, read_names(request_id, traceparent))
+            except Refused:
+                return False  # as the application will
+        return True
 
     def _learn(self, body_bytes: int) -> None:
         """The head of a plain request, if that came alone in one read and whole."""
         data = self._read
         body_at = data.find(HEAD_END) + len(HEAD_END)
-        if data and len(data) - body_at == body_bytes:
+        # Names are of one request: the next head will have others.
+        if data and len(data) - body_at == body_bytes and self._origin is NOBODY:
             self._memo.learn(data[:body_at], body_bytes)
 
     def _make_scope(self) -> None:
@@ -253,7 +282,7 @@ class LaneProtocol(FrontProtocol):
         # Line ends may also lie between two messages, everything else is part of one.
         self._between = not self._in_message and data[-1] not in LINE_END
         if self._on_lane and self._body_timer is None:  # more of the body is still to come
-            self.cycle = LaneCycle(more_body=True)  # type: ignore[assignment]
+            self.cycle = LaneCycle(self._origin.echo, more_body=True)  # type: ignore[assignment]
             self._body_timer = self.loop.call_later(exchange.BODY_S_MAX, self._body_too_slow)
 
     def _answer_later(self, answer: Answer | Queued | Pending) -> None:
@@ -270,7 +299,7 @@ class LaneProtocol(FrontProtocol):
     def _begin_cycle(self) -> LaneCycle:
         cycle: Any = self.cycle
         if self._body_timer is None:
-            cycle = self.cycle = LaneCycle(more_body=False)  # type: ignore[assignment]
+            cycle = self.cycle = LaneCycle(self._origin.echo, more_body=False)  # type: ignore[assignment]
         else:
             self._body_timer.cancel()
             self._body_timer = None
@@ -299,7 +328,7 @@ class LaneProtocol(FrontProtocol):
     def _complete(self, cycle: LaneCycle, answer: Answer) -> None:
         cycle.response_started = cycle.response_complete = True
         keep_alive = cycle.keep_alive and not answer.closes
-        self.transport.write(self._plain(answer, close=not keep_alive))
+        self.transport.write(self._plain(answer, cycle.echo, close=not keep_alive))
         if not keep_alive:
             self.transport.close()
         self.on_response_complete()

@@ -39,10 +39,16 @@ class Memo:
             self.body_bytes.clear()
         self.body_bytes[head] = body_bytes
 
-    def queued_head(self, default_headers: Sequence[Header]) -> bytes:
+    def queued_head(self, default_headers: Sequence[Header], echo: Sequence[Header] = ()) -> bytes:
         """What an accepted order's answer begins with, up to its id."""
+        if echo:
+            return _queued_head((*default_headers, *echo))
         if default_headers is not self._default_headers:
             self._default_headers = default_headers  # a new list when the date changes
-            lines = [name + b": " + value + b"\r\n" for name, value in (*default_headers, *JSON)]
-            self._queued_head = b"".join((STATUS_LINE[202], *lines, b": ".join(LOCATION)))
+            self._queued_head = _queued_head(default_headers)
         return self._queued_head
+
+
+def _queued_head(headers: Sequence[Header]) -> bytes:
+    lines = [name + b": " + value + b"\r\n" for name, value in (*headers, *JSON)]
+    return b"".join((STATUS_LINE[202], *lines, b": ".join(LOCATION)))

@@ -13,6 +13,8 @@ from ingest.answers import Answer, Queued, Refused, Unanswered, Unsynced, json_a
 from ingest.database import Database
 from ingest.exchange import HungUp, Receive, Scope, Send, deliver, header, read_json_body
 from ingest.hangup import cut_off, unless_hung_up
+from ingest.idempotency import idempotency_key
+from ingest.origin import origin_of
 from processors.orders import find_order
 from processors.quantity import format_quantity
 from processors.schema import Order, format_instant, format_uuid, load_order, parse_uuid
@@ -29,7 +31,8 @@ class PostOrder:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_json_body(scope, receive, self._body_bytes_max)
-            answer = await self._answer(scope, self._acceptor.accept(body))
+            origin, key = origin_of(scope), idempotency_key(scope)
+            answer = await self._answer(scope, self._acceptor.accept(body, origin, key))
         except Refused as refused:
             answer = refused.answer
             self._acceptor.tally.refused(answer.status)

@@ -18,7 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ingest import exchange
-from ingest.answers import CLOSE, Answer, problem
+from ingest.answers import CLOSE, Answer, Headers, problem
 from ingest.exchange import too_slow
 from ingest.hangup import CONNECTION
 
@@ -268,9 +268,9 @@ class FrontProtocol(HttpToolsProtocol):
         if self._dropped_bytes > exchange.DROPPED_BYTES_MAX:
             self.transport.close()
 
-    def _plain(self, answer: Answer, *, close: bool = False) -> bytes:
+    def _plain(self, answer: Answer, echo: Headers = (), *, close: bool = False) -> bytes:
         lines = [STATUS_LINE[answer.status]]
-        for name, value in (*self.server_state.default_headers, *answer.headers):
+        for name, value in (*self.server_state.default_headers, *echo, *answer.headers):
             lines += (name, b": ", value, b"\r\n")
         lines.append(b"content-length: %d\r\n" % len(answer.body))
         if close and not answer.closes:

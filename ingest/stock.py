@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from ingest.answers import Answer, Headers, Refused, json_answer, problem
+from msgspec.structs import replace
+
+from ingest.answers import REPLAYED, Answer, Headers, Refused, json_answer, problem
 from ingest.database import Database
 from ingest.exchange import Receive, Scope, read_json_body
+from ingest.idempotency import derived_id, idempotency_key
+from ingest.origin import owner_of
 from processors.inventory import (
     add_lot,
     adjust_lot,
@@ -16,7 +20,8 @@ from processors.inventory import (
     sku_inventory,
 )
 from processors.paging import LIMIT_MAX, CursorError, Page
-from processors.schema import decode_adjustment, decode_lot
+from processors.requests import KeyTaken, Request
+from processors.schema import decode_adjustment, decode_lot, format_uuid
 
 LIMIT = 100
 
@@ -31,6 +36,9 @@ class Stock:
     async def post_lot(self, scope: Scope, receive: Receive) -> Answer:
         """`POST /lots`: 201, 200 for the same again, 409 for another body."""
         lot = decode_lot(await read_json_body(scope, receive, self._body_bytes_max))
+        key = idempotency_key(scope)
+        if lot.lot_id is None and key is not None:
+            lot = replace(lot, lot_id=f"lot-{format_uuid(derived_id(owner_of(scope), key))}")
         result = await self._database.ask(add_lot, lot)
         if result.outcome == "conflict":
             return problem(409, f"lot {result.lot_id} is there already, with another body")
@@ -41,14 +49,19 @@ class Stock:
         """`POST /lots/{id}/adjustments`: 201, 404, or 409 when it would go below zero."""
         lot_id: str = scope["path_params"]["lot_id"]
         adjustment = decode_adjustment(await read_json_body(scope, receive, self._body_bytes_max))
-        result = await self._database.ask(adjust_lot, lot_id, adjustment)
+        key = idempotency_key(scope)
+        asked = None if key is None else Request.of(owner_of(scope), key, (lot_id, adjustment))
+        try:
+            result = await self._database.ask(adjust_lot, lot_id, adjustment, asked)
+        except KeyTaken:
+            return problem(422, "with this Idempotency-Key another adjustment was posted before")
         if result.outcome == "unknown_lot":
             return problem(404, f"no lot {lot_id[:100]}")
         content = result.to_json_dict()
         if result.outcome == "below_zero":
             available = content["available"]
             return problem(409, f"lot {lot_id} has {available}: it would go below zero")
-        return json_answer(201, content)
+        return json_answer(201, content, REPLAYED if result.replayed else ())
 
     async def get_lots(self, scope: Scope, _receive: Receive) -> Answer:
         """`GET /lots?sku=&limit=&cursor=`."""

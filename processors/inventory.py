@@ -20,6 +20,7 @@ from sqlalchemy.engine import Connection
 from processors.instants import now_us
 from processors.paging import Int64, Page, bounded, decode_cursor, encode_cursor
 from processors.quantity import format_quantity
+from processors.requests import Request, earlier_answer, keep_answer
 from processors.schema import Adjustment, Lot, format_instant
 from processors.store import Store
 from processors.tables import lots, movements, skus
@@ -81,11 +82,12 @@ class LotResult(Struct, frozen=True):
 
 class AdjustResult(Struct, frozen=True):
     """`available` is the balance in thousandths: after `adjusted`, as it stays for `below_zero`,
-    None for `unknown_lot`."""
+    None for `unknown_lot`. `replayed`: that was done when the request came before."""
 
     lot_id: str
     outcome: Literal["adjusted", "unknown_lot", "below_zero"]
     available: int | None
+    replayed: bool = False
 
     def to_json_dict(self) -> dict[str, str]:
         """lot_id and available as clients see them."""
@@ -108,14 +110,20 @@ def add_lots(store: Store, batch: Sequence[Lot]) -> list[LotResult]:
     return store.commit(enter)
 
 
-def adjust_lot(store: Store, lot_id: str, adjustment: Adjustment) -> AdjustResult:
-    """Corrects a lot's stock, also an expired one's. Raises StoreUnavailable."""
+def adjust_lot(
+    store: Store, lot_id: str, adjustment: Adjustment, request: Request | None = None
+) -> AdjustResult:
+    """Corrects a lot's stock, also an expired one's, for one request once. Raises StoreUnavailable
+    and KeyTaken."""
 
     def adjust(connection: Connection) -> AdjustResult:
         sku_id = connection.scalar(sa.select(lots.c.sku_id).where(lots.c.lot_id == lot_id))
         if sku_id is None:
             return AdjustResult(lot_id, "unknown_lot", None)
         seq = _lock_sku(connection, skus.c.id == sku_id)[1]
+        done = None if request is None else earlier_answer(connection, request)
+        if done is not None:
+            return AdjustResult(lot_id, "adjusted", msgspec.json.decode(done, type=int), True)
         # Read again under the lock: only now nobody else can change it.
         row = connection.execute(
             sa.select(lots.c.id, lots.c.available).where(lots.c.lot_id == lot_id)
@@ -128,6 +136,8 @@ def adjust_lot(store: Store, lot_id: str, adjustment: Adjustment) -> AdjustResul
             connection, sku_id, seq + 1,
             lot=row.id, kind="adjust", delta=adjustment.delta, reason=adjustment.reason,
         )  # fmt: skip
+        if request is not None:
+            keep_answer(connection, request, msgspec.json.encode(balance))
         return AdjustResult(lot_id, "adjusted", balance)
 
     return store.commit(adjust)

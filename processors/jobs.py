@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import traceback
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from processors.logs import of_order
 from processors.pipeline import Work
-from processors.schema import NO_HEADER, RecordHeader, body_hash, load_header, load_order
+from processors.schema import NO_HEADER, RecordHeader, format_uuid, hash_of, load_header, load_order
 from ringbuf import Item, Reader
 
 CAUSE_CHARACTERS_MAX = 8192
@@ -54,6 +56,13 @@ class Job(Struct):
         """How often the order was tried before, by this worker or by one that died."""
         return self.item.attempts + self.retries
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a line of the log about it is told with."""
+        header = self.header
+        order_id = format_uuid(self.item.key)
+        return of_order(order_id, header.request_id, header.traceparent)
+
     def again(self) -> None:
         """Counts a retry."""
         self.retries += 1
@@ -69,7 +78,7 @@ def read_job(reader: Reader, item: Item, taken_us: int) -> Job:
     try:
         order = load_order(item.payload)
         header = load_header(item.header)
-        seal = header.body_hash or body_hash(item.payload)
+        seal = hash_of(header, item.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         death = Death(UNREADABLE, f"no order: {describe(error)}", bare=True)
         return Job(reader, item, taken_us, None, None, death=death)

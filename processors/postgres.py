@@ -57,7 +57,7 @@ REFUSED = re.compile(
 UNDEFINED_TABLE = "42P01"
 NOT_MIGRATED = re.compile(rf'"({"|".join(tables.metadata.tables)})"')
 UNIQUE_VIOLATION = "23505"
-OF_ONE_WINNER = frozenset({"orders_pkey", "skus_sku_key", "lots_lot_id_key"})
+OF_ONE_WINNER = frozenset({"orders_pkey", "skus_sku_key", "lots_lot_id_key", "requests_pkey"})
 # By code, else by the class of the code: what the server's state explains, not the statement.
 VERDICTS = {
     "08": Verdict.UNAVAILABLE,  # the connection

@@ -44,6 +44,7 @@ from processors.instants import now_us
 from processors.journal import journal_dir
 from processors.known import forget_before
 from processors.moving import everything
+from processors.requests import forget_requests
 from processors.settings import Settings
 from processors.statements import Hot
 from processors.store import Store, StoreBroken, StoreUnavailable
@@ -106,6 +107,7 @@ class Pass(Struct):
     sku: int = 0
     foldable: list[int] = []
     looked: bool = False
+    requests_gone: bool = False
     orders: int = 0
     movements: int = 0
 
@@ -189,6 +191,10 @@ class Retention:
             self._fold(one)
         elif not one.looked:
             self._look_at_skus(one)
+        elif not one.requests_gone:
+            with self._writing(self.forgetting) as connection:
+                rows = self.forgetting.rows
+                one.requests_gone = forget_requests(connection, one.limit_us, rows) < rows
         else:
             self._end(one)
             return False

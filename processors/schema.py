@@ -42,6 +42,7 @@ __all__ = [
     "encode_order",
     "format_instant",
     "format_uuid",
+    "hash_of",
     "load_header",
     "load_order",
     "parse_instant",
@@ -173,9 +174,10 @@ def load_order(payload: bytes) -> Order:
     return _order_decoder.decode(payload)
 
 
-def body_hash(payload: bytes) -> bytes:
-    """16 bytes that tell two bodies apart; `payload` as `encode_order` makes it."""
-    return blake2b(payload, digest_size=16).digest()
+def body_hash(payload: bytes, owner: str | None = None) -> bytes:
+    """16 bytes that tell two bodies apart, and the same one of two owners; `payload` as
+    `encode_order` makes it."""
+    return blake2b(payload, digest_size=16, key=(owner or "").encode()).digest()
 
 
 def encode_header(header: RecordHeader) -> bytes:
@@ -190,7 +192,12 @@ def load_header(header: bytes) -> RecordHeader:
 
 def posted_hash(header: bytes, payload: bytes) -> bytes:
     """The hash of the body that a slot's order was posted with; msgspec.DecodeError."""
-    return load_header(header).body_hash or body_hash(payload)
+    return hash_of(load_header(header), payload)
+
+
+def hash_of(header: RecordHeader, payload: bytes) -> bytes:
+    """The same of a header that was read."""
+    return header.body_hash or body_hash(payload, header.owner)
 
 
 def parse_uuid(text: str) -> bytes | None:

@@ -165,6 +165,19 @@ outbox_of_replayed = sa.Index(
     postgresql_where=OF_A_REPLAY,
 )
 
+# What a request with an Idempotency-Key was answered (JSON), where no row of its own tells.
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("id", sa.LargeBinary(16), primary_key=True),
+    sa.Column("body_hash", sa.LargeBinary(16), nullable=False),
+    sa.Column("answer", sa.LargeBinary, nullable=False),
+    sa.Column("created_us", BigInt, nullable=False),
+    sqlite_with_rowid=False,
+    sqlite_strict=True,
+)
+requests_in_order = sa.Index("requests_in_order", requests.c.created_us)
+
 # Facts of the database itself. `database_id`: 16 random bytes, made with it, that a journal bears;
 # `touched`: changed only to have something to commit; `forgotten_before`: an instant (8 bytes, most
 # significant first) before which orders, and nothing else, may be gone.

@@ -371,19 +371,26 @@ class BaconWorker:
                 seen[job.item.key] = Known(job.body_hash, job.item.round, "")
                 fresh.append(job)
             elif known is None:
-                log.warning("order %s was let go before its replay", format_uuid(job.item.key))
+                log.warning(
+                    "order %s was let go before its replay",
+                    format_uuid(job.item.key),
+                    extra=job.about,
+                )
             elif known.body_hash not in (None, job.body_hash):
                 # Two fronts took the id at the same instant, before either could see the other's.
                 order_id = format_uuid(job.item.key)
                 log.warning(
-                    "order %s came twice with different content: the first counts", order_id
+                    "order %s came twice with different content: the first counts",
+                    order_id,
+                    extra=job.about,
                 )
         return fresh
 
     def _blame(self, job: Job, error: Exception) -> None:
         if job.death is not None and job.death.bare:
             # Not even its bytes can be stored. It is kept, others go on.
-            log.error("order %s can't be stored: %r", format_uuid(job.item.key), error)
+            order_id = format_uuid(job.item.key)
+            log.error("order %s can't be stored: %r", order_id, error, extra=job.about)
             self._try_later(job, BACKOFF_MAX_S)
             return
         if job.death is not None:
@@ -395,7 +402,8 @@ class BaconWorker:
         else:
             reason = RETRIES_EXHAUSTED if isinstance(error, Retry) else PROCESSOR_ERROR
             job.death = Death(reason, describe(error))
-            log.error("order %s is dead, %s: %r", format_uuid(job.item.key), reason, error)
+            order_id = format_uuid(job.item.key)
+            log.error("order %s is dead, %s: %r", order_id, reason, error, extra=job.about)
         self._settle([job])
 
     def _try_later(self, job: Job, after_s: float) -> None:

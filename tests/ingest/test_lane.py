@@ -55,6 +55,11 @@ EXTRAS = [
     b"Connection: close\r\n",
     b"Expect: 100-continue\r\n",
     b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    b"X-Request-ID: web-17\r\n",
+    b"X-Request-ID: web-17\r\nTraceparent: 00-%s-%s-01\r\n" % (b"a" * 32, b"b" * 16),
+    b"X-Request-ID: no good\r\n",
+    b"Traceparent: nonsense\r\n",
+    b"Idempotency-Key: k\r\n",
     b"X-Long: " + b"x" * 3000 + b"\r\n",
 ]
 LAST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -17,6 +17,7 @@ from processors import retention as retention_module
 from processors.journal import journal_dir, make_journal_dir
 from processors.known import forgotten_before
 from processors.pipeline import fefo
+from processors.requests import Request, earlier_answer, keep_answer
 from processors.retention import (
     AGAIN_S,
     AWAY_S,
@@ -428,3 +429,19 @@ def test_a_worker_forgets_beside_its_work(settled: House, tmp_path: Path) -> Non
         ids = {row[0] for row in database.execute("SELECT id FROM orders")}
     assert b"F" * 16 in ids
     assert b"A" * 16 not in ids
+
+
+def test_what_requests_with_a_key_were_answered_is_forgotten_after_its_time(
+    settled: House,
+) -> None:
+    old, young = (Request.of(None, name, "asked") for name in (b"old", b"young"))
+    with settled.store.writing() as connection:
+        keep_answer(connection, old, b"1")
+    settled.tamper("UPDATE requests SET created_us = 1")
+    with settled.store.writing() as connection:
+        keep_answer(connection, young, b"2")
+    day = settled.now + int(DAYS * DAY_US) - DAY_US
+    pass_over(retention(settled, now=day, oldest=day))
+    with settled.store.reading() as connection:
+        assert earlier_answer(connection, old) is None
+        assert earlier_answer(connection, young) == b"2"
