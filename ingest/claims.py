@@ -1,7 +1,7 @@
 """A lock for each order id, held by one front at a time: two that take one id can't both win.
 
-Locks of the kernel on bytes of an empty file, one byte for each id, which a front's death lets go
-of. Within a front `Turns` keeps the order; between fronts whoever asks next has it.
+Locks of the kernel on bytes of a file that need not be there, one for each id, which a front's
+death lets go of. Within a front `Turns` keeps the order; between fronts whoever asks next has it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Self
 
 from ingest.answers import Refused, unavailable
 
-FILE = "ids.lock"
 RETRY_AFTER_S = 1
 # Held only from the look-up to the publish, microseconds unless the ring is full or the database
 # is slow; nothing tells when another process lets go.
@@ -36,9 +35,9 @@ class Claims:
         self._file = file
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Makes the file if there is none; it stays."""
-        return cls(os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    def open(cls, path: Path) -> Self:
+        """On a file that all fronts find there and nobody else locks in this way."""
+        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     @asynccontextmanager
     async def of(self, key: bytes) -> AsyncIterator[None]:

@@ -25,7 +25,6 @@ import sys
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -40,6 +39,7 @@ from ingest.lane import LaneProtocol
 from ingest.memo import Memo
 from ingest.protocol import FrontProtocol
 from processors.child import RETIRE, Child, enter
+from processors.datadir import pid_path
 from processors.doubt import give_up
 from processors.journal import journal_rules, make_journal_dir
 from processors.settings import Settings
@@ -248,7 +248,7 @@ async def serve(child: Child) -> None:
     with child.ring.writer() as writer:
         tally = child.tally("writer", writer.index)
         journal = await open_journal(child, tally)
-        claims = Claims.open(Path(settings.data_dir))
+        claims = Claims.open(pid_path(settings))
         acceptor = make_acceptor(
             settings, child.ring, writer, database, tally, journal=journal, claims=claims
         )

@@ -1,6 +1,7 @@
 """The data directory: held by one supervisor at a time, and naming the ring that goes on living.
 
-    rasher.pid   locked (flock) while a supervisor runs; the lock counts, a stale number does not
+    rasher.pid   locked (flock) while a supervisor runs; the lock counts, a stale number does not;
+                 fronts lock bytes of it (fcntl) for ids that they take
     ring.path    the path of the ring file, written before that file is made; below it those of
                  rings by other settings that still hold orders (processors/moving.py)
 

@@ -116,10 +116,12 @@ async def test_two_fronts_that_take_one_id_at_the_same_instant_let_one_body_in(
     start: Start, tmp_path: Path
 ) -> None:
     service = await start()
+    path = tmp_path / "locked"
+    path.touch()
     statuses: Counter[int] = Counter()
     with service.ring.writer() as other:
         fronts = [
-            Acceptor(service.ring, writer, slow_look, 5, claims=Claims.open(tmp_path))
+            Acceptor(service.ring, writer, slow_look, 5, claims=Claims.open(path))
             for writer in (service.writer, other)
         ]
         for number in range(20):
@@ -150,7 +152,9 @@ async def slow_look(_key: bytes) -> None:
 
 
 async def test_a_claim_of_a_front_that_is_gone_is_free(tmp_path: Path) -> None:
-    gone, here = Claims.open(tmp_path), Claims.open(tmp_path)
+    path = tmp_path / "locked"
+    path.touch()
+    gone, here = Claims.open(path), Claims.open(path)
     assert gone._take(place_of(b"k" * 16))
     waiting = asyncio.create_task(hold(here))
     await asyncio.sleep(0)
