@@ -36,8 +36,8 @@ class Claims:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """On a file that all fronts find there and nobody else locks in this way."""
-        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        """On a file that all fronts share and nobody else locks in this way; made if need be."""
+        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     @asynccontextmanager
     async def of(self, key: bytes) -> AsyncIterator[None]:

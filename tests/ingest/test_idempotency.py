@@ -117,7 +117,6 @@ async def test_two_fronts_that_take_one_id_at_the_same_instant_let_one_body_in(
 ) -> None:
     service = await start()
     path = tmp_path / "locked"
-    path.touch()
     statuses: Counter[int] = Counter()
     with service.ring.writer() as other:
         fronts = [
@@ -153,7 +152,6 @@ async def slow_look(_key: bytes) -> None:
 
 async def test_a_claim_of_a_front_that_is_gone_is_free(tmp_path: Path) -> None:
     path = tmp_path / "locked"
-    path.touch()
     gone, here = Claims.open(path), Claims.open(path)
     assert gone._take(place_of(b"k" * 16))
     waiting = asyncio.create_task(hold(here))
