@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from ingest.dead_letter_verb import main
+from processors.settings import load_settings
+from processors.store import migrate
 from tests.program import ROOT, Client, Rasher, Start, clean_environ, verb
 
 FLAGS = ("--processor", "tests.crash.wicked:wicked", "--workers", "2", "--capacity", "50")
@@ -98,10 +103,8 @@ def test_the_command_shows_what_there_is_and_lets_it_go(rasher: Start, tmp_path:
     listed = verb(run, "dead-letters", "list")
     assert "2 of 2 dead letters" in listed.stdout
     assert "processor_error" in listed.stdout
-    first, second = (
-        json.loads(line)["order_id"]
-        for line in verb(run, "dead-letters", "list", "--json").stdout.splitlines()
-    )
+    query = "SELECT id FROM orders WHERE status = 'dead' ORDER BY committed_us, id"
+    first, second = (str(uuid.UUID(bytes=key)) for key in run.column(query))
     shown = verb(run, "dead-letters", "show", first).stdout
     assert f'"order_id": "{first}"' in shown
     assert "RuntimeError: sulks" in shown
@@ -113,16 +116,19 @@ def test_the_command_shows_what_there_is_and_lets_it_go(rasher: Start, tmp_path:
     assert f"{first}: 404 no dead letter {first}" in again.stderr
     run.until(lambda: not run.left(), "all settled")
     assert run.end(signal.SIGTERM) == 0
-    assert verb(run, "dead-letters", "show", first).returncode == 1
     assert "1 of 1 dead letters" in verb(run, "dead-letters", "list").stdout  # it died again
     assert verb(run, "audit").returncode == 0
 
 
-def test_without_a_service_the_command_says_so(rasher: Start) -> None:
-    run = rasher("--workers", "1").ready()
-    assert run.end(signal.SIGTERM) == 0
-    url = f"http://127.0.0.1:{run.port}"
-    ran = verb(run, "dead-letters", "replay", "--all", "--url", url)
-    assert ran.returncode == 1
-    assert "rasher dead-letters: Cannot connect" in ran.stderr
-    assert verb(run, "dead-letters", "list", "--limit", "0").returncode == 2
+def test_without_a_service_the_command_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    migrate(f"sqlite:///{tmp_path}/rasher.db")
+    settings = load_settings(["--data-dir", str(tmp_path)], {})[0]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert main(settings, ["replay", "--all", "--url", f"http://127.0.0.1:{port}"]) == 1
+    assert "rasher dead-letters: Cannot connect" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(settings, ["list", "--limit", "0"])
+    assert ended.value.code == 2

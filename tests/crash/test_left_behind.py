@@ -49,8 +49,8 @@ def long(number: int, durability: str) -> ParameterSet:
     ("number", "durability"),
     [
         (signal.SIGINT, "disk"),
-        (signal.SIGTERM, "memory"),
         long(signal.SIGINT, "memory"),
+        long(signal.SIGTERM, "memory"),
         long(signal.SIGTERM, "disk"),
         long(signal.SIGQUIT, "disk"),
         long(signal.SIGQUIT, "memory"),

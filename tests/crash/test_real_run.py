@@ -84,6 +84,7 @@ def test_killed_worker_and_front_lose_nothing_under_load(rasher: Start, tmp_path
     real_run(rasher, tmp_path, orders=1_000, rate=300)
 
 
+@pytest.mark.prove
 def test_killed_worker_and_front_lose_nothing_on_postgresql(
     rasher: Start, tmp_path: Path, postgres: Postgres
 ) -> None:

@@ -90,6 +90,7 @@ def test_after_a_reboot_every_answered_order_is_allocated_of_many(
     print(f"\nThe reboot: {count:,} orders answered, all allocated after two of them")
 
 
+@pytest.mark.prove
 def test_without_a_journal_a_reboot_loses_orders(rasher: Start, tmp_path: Path) -> None:
     run, ledger = loaded(rasher, tmp_path, 400, "--durability", "memory")
     machine_goes_down(run)

@@ -91,7 +91,8 @@ class Copy:
 
 
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path: Path) -> None:
-    code, said, reports = Copy(tmp_path).test(*TESTS)
+    # What is only more of the same takes ten times as long here.
+    code, said, reports = Copy(tmp_path).test(*TESTS, only="not hundred_thousand")
     assert not reports, reports
     assert code == 0, said
 
