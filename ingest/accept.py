@@ -53,6 +53,16 @@ from ingest.idempotency import derived_id
 from ingest.ids import OrderIds
 from ingest.lookup import Earlier
 from ingest.origin import NOBODY, Origin
+from ingest.problems import (
+    DRAINING,
+    ID_TAKEN,
+    JOURNAL_FULL,
+    KEY_NAMES_ANOTHER_ID,
+    MALFORMED,
+    ORDER_TOO_LARGE,
+    RECOVERING,
+    RING_FULL,
+)
 from ingest.turns import Turns
 from processors.dead_letters import Revival
 from processors.instants import now_us
@@ -357,7 +367,7 @@ class Acceptor:
         if earlier.digest != pending.digest:
             order_id = format_uuid(pending.key)
             self.tally.count("conflict")
-            return problem(422, f"order_id {order_id} was posted before with another body")
+            return problem(ID_TAKEN, f"order_id {order_id} was posted before with another body")
         answer = order_answer(pending.key, earlier.status, earlier.position, REPLAYED)
         if self.journal is None:
             return answer
@@ -381,12 +391,12 @@ class Acceptor:
             self.tally.count("invalid")
             return invalid(error.errors)
         self.tally.count("malformed")
-        return problem(400, str(error))
+        return problem(MALFORMED, str(error))
 
     def _too_large(self, size: int) -> Answer:
         self.tally.count("too_large")
         return problem(
-            413,
+            ORDER_TOO_LARGE,
             f"the order takes {size} bytes in the ring, the limit is {self._room}"
             f" (--slot-bytes {self._ring.slot_bytes})",
         )
@@ -394,6 +404,7 @@ class Acceptor:
     def _too_late(self) -> Answer:
         taken = f"{self._ring.depth} of {self._ring.capacity} slots (--capacity) are taken"
         return unavailable(
+            RING_FULL,
             f"not taken in within {self._full_timeout_s:g} s (--full-timeout): {taken},"
             f" {self.parked} orders wait",
             self.meter.retry_after_s(self.parked + 1),
@@ -432,7 +443,7 @@ def _settle(future: asyncio.Future[T], result: T) -> None:
 def no_room(reason: str) -> Answer:
     """503: the disk is full, or whatever keeps the journal from growing."""
     detail = f"nothing was taken in, the journal has no room (--data-dir): {reason}"
-    return unavailable(detail, NO_ROOM_RETRY_AFTER_S)
+    return unavailable(JOURNAL_FULL, detail, NO_ROOM_RETRY_AFTER_S)
 
 
 def other_id(derived: bytes) -> Answer:
@@ -441,15 +452,17 @@ def other_id(derived: bytes) -> Answer:
         f"with this Idempotency-Key the order_id is {format_uuid(derived)}: leave it out of the"
         " body, or the key out of the head"
     )
-    return problem(422, detail)
+    return problem(KEY_NAMES_ANOTHER_ID, detail)
 
 
 def recovering() -> Answer:
     """503 until what was answered before a power loss is back in the ring."""
     detail = "the orders of before a power loss are put back first, nothing else is taken in"
-    return unavailable(detail, NO_ROOM_RETRY_AFTER_S)
+    return unavailable(RECOVERING, detail, NO_ROOM_RETRY_AFTER_S)
 
 
 def draining() -> Answer:
     """503 for good, from this process: it is about to end."""
-    return unavailable("shutting down, nothing more is taken in", DRAINING_RETRY_AFTER_S, CLOSE)
+    return unavailable(
+        DRAINING, "shutting down, nothing more is taken in", DRAINING_RETRY_AFTER_S, CLOSE
+    )

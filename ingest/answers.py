@@ -6,12 +6,12 @@ Every error is a problem (RFC 9457, `application/problem+json`), whoever finds i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
+from ingest.problems import INVALID, MISTAKE, ProblemType
 from processors.refusal import FieldError
 from processors.schema import format_uuid
 
@@ -77,7 +77,7 @@ class Unanswered(Exception):
 
 
 class Problem(Struct, omit_defaults=True):
-    """The body of an error. Its type is about:blank, so `title` is the status's own phrase."""
+    """The body of an error; `type` is one of `problems.PROBLEMS`."""
 
     type: str
     title: str
@@ -100,27 +100,29 @@ def order_answer(key: bytes, status: str, position: int, headers: Headers = ()) 
 
 
 def problem(
-    status: int, detail: str, headers: Headers = (), errors: list[FieldError] | None = None
+    kind: ProblemType, detail: str, headers: Headers = (), errors: list[FieldError] | None = None
 ) -> Answer:
     """An error answer; `detail` says the value, the limit and the flag where there are such."""
-    content = Problem("about:blank", HTTPStatus(status).phrase, status, detail, errors or [])
-    return Answer(status, PROBLEM + headers, _encode(content))
+    content = Problem(kind.uri, kind.title, kind.status, detail, errors or [])
+    return Answer(kind.status, PROBLEM + headers, _encode(content))
 
 
 def invalid(errors: list[FieldError]) -> Answer:
     """422 with every field error."""
     count = "1 field is" if len(errors) == 1 else f"{len(errors)} fields are"
-    return problem(422, f"{count} not valid", errors=errors)
+    return problem(INVALID, f"{count} not valid", errors=errors)
 
 
-def unavailable(detail: str, retry_after_s: int, headers: Headers = ()) -> Answer:
+def unavailable(
+    kind: ProblemType, detail: str, retry_after_s: int, headers: Headers = ()
+) -> Answer:
     """503: nothing was taken in and nothing will be; try again after that many seconds."""
-    return problem(503, detail, ((b"retry-after", b"%d" % retry_after_s), *headers))
+    return problem(kind, detail, ((b"retry-after", b"%d" % retry_after_s), *headers))
 
 
 def server_mistake() -> Answer:
     """500; whoever makes it logs the traceback."""
-    return problem(500, "a mistake of the server, it is in its log")
+    return problem(MISTAKE, "a mistake of the server, it is in its log")
 
 
 def header_pairs(headers: Mapping[str, str] | None) -> Headers:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from ingest.answers import Refused, unavailable
+from ingest.problems import NO_LOCK
 
 RETRY_AFTER_S = 1
 # Held only from the look-up to the publish, microseconds unless the ring is full or the database
@@ -60,7 +61,7 @@ class Claims:
             if error.errno in _TAKEN:
                 return False
             detail = f"an order's id can't be locked: {error}"
-            raise Refused(unavailable(detail, RETRY_AFTER_S)) from error
+            raise Refused(unavailable(NO_LOCK, detail, RETRY_AFTER_S)) from error
         return True
 
     def _set(self, place: int, kind: int) -> None:

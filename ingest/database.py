@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import sqlalchemy as sa
 
 from ingest.answers import Refused, unavailable
+from ingest.problems import DATABASE_AWAY
 from processors.store import Store, StoreBroken, StoreError, StoreUnavailable
 
 THREADS = 4
@@ -61,7 +62,7 @@ class Database:
         try:
             return await asyncio.wrap_future(future)
         except (StoreUnavailable, StoreError) as error:
-            raise Refused(unavailable(str(error), RETRY_AFTER_S)) from error
+            raise Refused(unavailable(DATABASE_AWAY, str(error), RETRY_AFTER_S)) from error
 
     async def reachable(self) -> bool:
         """Whether the database answers within a second. One probe at a time, however many ask."""

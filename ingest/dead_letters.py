@@ -7,6 +7,13 @@ from ingest.answers import Answer, Refused, Unanswered, json_answer, problem
 from ingest.database import Database
 from ingest.exchange import HungUp, Receive, Scope, Send, deliver
 from ingest.hangup import cut_off, unless_hung_up
+from ingest.problems import (
+    BAD_QUERY,
+    NO_SUCH_DEAD_LETTER,
+    NOT_DEAD,
+    NOT_REPLAYABLE,
+    REPLAY_UNDER_WAY,
+)
 from ingest.stock import as_page, read_limit, read_query
 from processors.dead_letters import (
     Revival,
@@ -37,7 +44,9 @@ class DeadLetters:
                 reason=query.get("reason"),
             )
         except CursorError:
-            raise Refused(problem(422, "cursor is not one that this server gave out")) from None
+            raise Refused(
+                problem(BAD_QUERY, "cursor is not one that this server gave out")
+            ) from None
         shown = Page([one.to_json_dict() for one in page.items], page.next_cursor)
         return as_page(scope, query, shown)
 
@@ -51,7 +60,7 @@ class DeadLetters:
         """`DELETE /dead-letters/{id}`: 204; while its replay is under way, 409."""
         key = key_of(scope)
         if self._acceptor.waits(key):
-            return problem(409, f"order {format_uuid(key)} is being replayed")
+            return problem(REPLAY_UNDER_WAY, f"order {format_uuid(key)} is being replayed")
         gone = await self._database.ask(discard, key)
         if gone == "discarded":
             return Answer(204, (), b"")
@@ -77,7 +86,7 @@ class DeadLetters:
             return await self._acceptor.replay(key, revival)
         if revival == "not_whole":
             text = "was damaged in memory, what is left of it can't be replayed"
-            return problem(409, f"order {format_uuid(key)} {text}")
+            return problem(NOT_REPLAYABLE, f"order {format_uuid(key)} {text}")
         return none(key) if revival == "unknown" else alive(key)
 
 
@@ -86,15 +95,15 @@ def key_of(scope: Scope) -> bytes:
     text: str = scope["path_params"]["order_id"]
     key = parse_uuid(text)
     if key is None:
-        raise Refused(problem(404, f"no dead letter {text[:100]}"))
+        raise Refused(problem(NO_SUCH_DEAD_LETTER, f"no dead letter {text[:100]}"))
     return key
 
 
 def none(key: bytes) -> Answer:
     """404."""
-    return problem(404, f"no dead letter {format_uuid(key)}")
+    return problem(NO_SUCH_DEAD_LETTER, f"no dead letter {format_uuid(key)}")
 
 
 def alive(key: bytes) -> Answer:
     """409."""
-    return problem(409, f"order {format_uuid(key)} is no dead letter")
+    return problem(NOT_DEAD, f"order {format_uuid(key)} is no dead letter")

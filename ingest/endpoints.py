@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from ingest.answers import Answer, Refused, header_pairs, invalid, problem, server_mistake
 from ingest.exchange import Application, HungUp, Receive, Scope, Send, deliver
+from ingest.problems import MALFORMED, NO_SUCH_PATH, WRONG_METHOD
 from processors.schema import Invalid, Malformed
 
 Handler: TypeAlias = "Callable[[Scope, Receive], Awaitable[Answer]]"
@@ -37,7 +38,7 @@ def answering(handler: Handler) -> Application:
         except Refused as refused:
             answer = refused.answer
         except Malformed as error:
-            answer = problem(400, str(error))
+            answer = problem(MALFORMED, str(error))
         except Invalid as error:
             answer = invalid(error.errors)
         except HungUp:
@@ -50,12 +51,13 @@ def answering(handler: Handler) -> Application:
 async def http_problem(request: Request, error: Exception) -> Response:
     """What Starlette's router refuses by itself (404, 405)."""
     assert isinstance(error, HTTPException)
-    details = {
-        404: f"there is nothing at {request.url.path[:200]}",
-        405: f"{request.method} is not for {request.url.path[:200]}",
-    }
-    detail = details.get(error.status_code, error.detail)
-    return as_response(problem(error.status_code, detail, header_pairs(error.headers)))
+    path, headers = request.url.path[:200], header_pairs(error.headers)
+    if error.status_code == 405:
+        refusal = problem(WRONG_METHOD, f"{request.method} is not for {path}", headers)
+    else:
+        assert error.status_code == 404
+        refusal = problem(NO_SUCH_PATH, f"there is nothing at {path}", headers)
+    return as_response(refusal)
 
 
 async def server_problem(_request: Request, _error: Exception) -> Response:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from ingest.answers import CLOSE, Answer, Refused, problem
+from ingest.problems import TOO_LARGE, TOO_SLOW, WRONG_TYPE
 
 Scope: TypeAlias = "dict[str, Any]"
 Receive: TypeAlias = "Callable[[], Awaitable[Any]]"
@@ -104,16 +105,16 @@ async def _drop(receive: Receive) -> None:
 def wrong_type(content_type: bytes | None) -> Answer:
     """415."""
     found = "none" if content_type is None else repr(content_type[:100].decode("latin-1"))
-    return problem(415, f"Content-Type must be application/json, is {found}")
+    return problem(WRONG_TYPE, f"Content-Type must be application/json, is {found}")
 
 
 def too_large(size: str, body_bytes_max: int, *, unread: bool = True) -> Answer:
     """413; `unread`: there is a rest of the body to be dropped."""
     detail = f"the body has {size}, the limit is {body_bytes_max} (--max-body-bytes)"
-    refusal = problem(413, detail, CLOSE)
+    refusal = problem(TOO_LARGE, detail, CLOSE)
     return Answer(refusal.status, refusal.headers, refusal.body, unread_body=unread)
 
 
 def too_slow(part: str, limit_s: float) -> Answer:
     """408."""
-    return problem(408, f"the {part} of the request took longer than {limit_s:g} s", CLOSE)
+    return problem(TOO_SLOW, f"the {part} of the request took longer than {limit_s:g} s", CLOSE)

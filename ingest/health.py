@@ -10,6 +10,7 @@ from ingest.accept import Acceptor
 from ingest.answers import Answer, json_answer, unavailable
 from ingest.database import Database
 from ingest.exchange import Receive, Scope
+from ingest.problems import RING_FULL
 from processors.tally import AWAY
 from ringbuf import Ring
 
@@ -40,7 +41,7 @@ class Readyz:
             detail = f"the ring has been full for {full_s:.1f} s (--full-timeout)"
             if not await self._has_database():
                 detail += "; the database does not answer, or not in time (--database)"
-            return unavailable(detail, self._acceptor.meter.retry_after_s(1))
+            return unavailable(RING_FULL, detail, self._acceptor.meter.retry_after_s(1))
         content: dict[str, Any] = {"status": "ready", "degraded": await self._degraded(full_s)}
         if b"verbose" in scope["query_string"].replace(b"=", b"&").split(b"&"):
             content |= self._figures()

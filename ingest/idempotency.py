@@ -10,6 +10,7 @@ from hashlib import blake2b
 
 from ingest.answers import Refused, problem
 from ingest.exchange import Scope, header
+from ingest.problems import BAD_IDEMPOTENCY_KEY
 
 HEADER = b"idempotency-key"
 CHARACTERS_MAX = 255
@@ -38,7 +39,7 @@ def idempotency_key(scope: Scope) -> bytes | None:
             f"Idempotency-Key must be 1 to {CHARACTERS_MAX} characters of ASCII, bare and without"
             f" blanks or in double quotes; this one has {len(value)}"
         )
-        raise Refused(problem(400, detail))
+        raise Refused(problem(BAD_IDEMPOTENCY_KEY, detail))
     return key
 
 

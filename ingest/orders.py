@@ -15,6 +15,7 @@ from ingest.exchange import HungUp, Receive, Scope, Send, deliver, header, read_
 from ingest.hangup import cut_off, unless_hung_up
 from ingest.idempotency import idempotency_key
 from ingest.origin import origin_of
+from ingest.problems import NO_SUCH_ORDER
 from processors.orders import find_order
 from processors.quantity import format_quantity
 from processors.schema import Order, format_instant, format_uuid, load_order, parse_uuid
@@ -77,7 +78,7 @@ class GetOrder:
 
 def unknown(order_id: str) -> Answer:
     """404."""
-    return problem(404, f"no order {order_id[:100]}")
+    return problem(NO_SUCH_ORDER, f"no order {order_id[:100]}")
 
 
 def _in_flight(key: bytes, found: Found) -> dict[str, Any]:

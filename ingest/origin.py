@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from ingest.answers import Answer, Headers, Refused, problem
 from ingest.exchange import Application, Receive, Scope, Send, deliver, header
+from ingest.problems import BAD_REQUEST_ID
 from processors.logs import about
 from processors.schema import RecordHeader, encode_header
 
@@ -93,7 +94,7 @@ def bad_request_id(value: bytes) -> Answer:
         f"X-Request-ID must be 1 to {REQUEST_ID_CHARACTERS_MAX} visible ASCII characters,"
         f" this one has {len(value)}"
     )
-    return problem(400, detail)
+    return problem(BAD_REQUEST_ID, detail)
 
 
 class Traced:

@@ -21,6 +21,7 @@ from ingest import exchange
 from ingest.answers import CLOSE, Answer, Headers, problem
 from ingest.exchange import too_slow
 from ingest.hangup import CONNECTION
+from ingest.problems import HEAD_TOO_LARGE, NOT_HTTP, PIPELINE_TOO_LONG
 
 HEAD_BYTES_MAX = 32 * 1024
 HEADERS_MAX = 100
@@ -204,7 +205,7 @@ class FrontProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
         """Called by uvicorn for what its parser refuses, and for what our callbacks raised."""
-        refusal = self._refusal or problem(400, "the request is not HTTP/1.1", CLOSE)
+        refusal = self._refusal or problem(NOT_HTTP, "the request is not HTTP/1.1", CLOSE)
         self._refuse(refusal)
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -289,11 +290,13 @@ def unread_bytes(transport: asyncio.Transport) -> int:
 def pipeline_too_long() -> Answer:
     """400, behind the answers to what came before."""
     return problem(
-        400, f"more than {PIPELINE_MAX} requests were sent ahead of their answers", CLOSE
+        PIPELINE_TOO_LONG,
+        f"more than {PIPELINE_MAX} requests were sent ahead of their answers",
+        CLOSE,
     )
 
 
 def head_too_large() -> Answer:
     """431."""
     detail = f"the head of a request has at most {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} fields"
-    return problem(431, detail, CLOSE)
+    return problem(HEAD_TOO_LARGE, detail, CLOSE)

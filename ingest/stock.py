@@ -12,6 +12,7 @@ from ingest.database import Database
 from ingest.exchange import Receive, Scope, read_json_body
 from ingest.idempotency import derived_id, idempotency_key
 from ingest.origin import owner_of
+from ingest.problems import BAD_QUERY, BELOW_ZERO, KEY_TAKEN, LOT_EXISTS, NO_SUCH_LOT, NO_SUCH_SKU
 from processors.inventory import (
     add_lot,
     adjust_lot,
@@ -41,7 +42,7 @@ class Stock:
             lot = replace(lot, lot_id=f"lot-{format_uuid(derived_id(owner_of(scope), key))}")
         result = await self._database.ask(add_lot, lot)
         if result.outcome == "conflict":
-            return problem(409, f"lot {result.lot_id} is there already, with another body")
+            return problem(LOT_EXISTS, f"lot {result.lot_id} is there already, with another body")
         status = 201 if result.outcome == "created" else 200
         return json_answer(status, result.view, location(f"/lots/{result.lot_id}"))
 
@@ -54,13 +55,15 @@ class Stock:
         try:
             result = await self._database.ask(adjust_lot, lot_id, adjustment, asked)
         except KeyTaken:
-            return problem(422, "with this Idempotency-Key another adjustment was posted before")
+            return problem(
+                KEY_TAKEN, "with this Idempotency-Key another adjustment was posted before"
+            )
         if result.outcome == "unknown_lot":
-            return problem(404, f"no lot {lot_id[:100]}")
+            return problem(NO_SUCH_LOT, f"no lot {lot_id[:100]}")
         content = result.to_json_dict()
         if result.outcome == "below_zero":
             available = content["available"]
-            return problem(409, f"lot {lot_id} has {available}: it would go below zero")
+            return problem(BELOW_ZERO, f"lot {lot_id} has {available}: it would go below zero")
         return json_answer(201, content, REPLAYED if result.replayed else ())
 
     async def get_lots(self, scope: Scope, _receive: Receive) -> Answer:
@@ -79,7 +82,9 @@ class Stock:
         sku: str = scope["path_params"]["sku"]
         view = await self._database.ask(sku_inventory, sku)
         return (
-            problem(404, f"no lot of {sku[:100]} ever") if view is None else json_answer(200, view)
+            problem(NO_SUCH_SKU, f"no lot of {sku[:100]} ever")
+            if view is None
+            else json_answer(200, view)
         )
 
     async def _page(self, function: Any, query: dict[str, str], **more: Any) -> Page[Any]:
@@ -87,7 +92,9 @@ class Stock:
         try:
             page: Page[Any] = await self._database.ask(function, limit=limit, cursor=cursor, **more)
         except CursorError:
-            raise Refused(problem(422, "cursor is not one that this server gave out")) from None
+            raise Refused(
+                problem(BAD_QUERY, "cursor is not one that this server gave out")
+            ) from None
         return page
 
 
@@ -97,7 +104,9 @@ def read_query(scope: Scope, *names: str) -> dict[str, str]:
     unknown = [name for name in query if name not in names]
     if unknown:
         known = ", ".join(names)
-        raise Refused(problem(422, f"unknown parameter {unknown[0][:100]}, there are: {known}"))
+        raise Refused(
+            problem(BAD_QUERY, f"unknown parameter {unknown[0][:100]}, there are: {known}")
+        )
     return query
 
 
@@ -106,7 +115,7 @@ def read_limit(query: dict[str, str]) -> int:
     text = query.get("limit", str(LIMIT))
     if text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= LIMIT_MAX:
         return int(text)
-    raise Refused(problem(422, f"limit must be from 1 to {LIMIT_MAX}, is {text[:100]}"))
+    raise Refused(problem(BAD_QUERY, f"limit must be from 1 to {LIMIT_MAX}, is {text[:100]}"))
 
 
 def as_page(scope: Scope, query: dict[str, str], page: Page[Any]) -> Answer:

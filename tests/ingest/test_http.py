@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ingest import protocol
+from ingest.problems import PROBLEMS
 
 if TYPE_CHECKING:
     from tests.ingest.conftest import Raw, Service, Start
@@ -17,13 +18,15 @@ pytestmark = pytest.mark.anyio
 
 BODY = b'{"customer":"c","lines":[{"sku":"A","quantity":"1"}]}'
 
+KINDS = {(kind.uri, kind.title, kind.status) for kind in PROBLEMS}
+
 
 async def problem(raw: Raw) -> tuple[int, dict[str, str]]:
     status, headers, body = await raw.answer()
     assert headers["content-type"] == "application/problem+json"
     content = json.loads(body)
-    assert (content["type"], content["status"]) == ("about:blank", status)
-    assert content["title"]
+    assert (content["type"], content["title"], content["status"]) in KINDS
+    assert content["status"] == status
     assert content["detail"]
     return status, headers
 

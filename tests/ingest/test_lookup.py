@@ -11,6 +11,7 @@ import pytest
 from ingest.answers import Refused, unavailable
 from ingest.database import Database
 from ingest.lookup import KEYS_MAX, Earlier, Lookup
+from ingest.problems import DATABASE_AWAY
 from processors.orders import KnownOrder
 
 pytestmark = pytest.mark.anyio
@@ -80,7 +81,9 @@ async def test_who_hung_up_is_not_asked_for_and_harms_nobody() -> None:
     ]
 
 
-@pytest.mark.parametrize("error", [Refused(unavailable("away", 5)), RuntimeError("a bug")])
+@pytest.mark.parametrize(
+    "error", [Refused(unavailable(DATABASE_AWAY, "away", 5)), RuntimeError("a bug")]
+)
 async def test_everybody_is_told_of_a_failure_and_the_next_question_is_asked(
     error: Exception,
 ) -> None:
