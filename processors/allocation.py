@@ -15,7 +15,7 @@ from processors.fefo import Portion, ReadLots, Shelf, StockedLot, allocate
 from processors.instants import now_us
 from processors.pipeline import Outcome, Work
 from processors.statements import Hot, HotKeys, Row
-from processors.tables import lots, movements, skus
+from processors.tables import IN_STOCK, lots, movements, skus
 
 # Lots read at once: few at first (most orders are served from one), then more and more.
 LOTS_FIRST = 4
@@ -141,7 +141,7 @@ def _lots(bound: sa.ColumnElement[bool]) -> sa.Select[tuple[int, int, str, int, 
         .where(
             lots.c.sku_id == sa.bindparam("sku_id"),
             # As text: with a parameter SQLite can't tell that the partial index applies.
-            sa.text("available > 0"),
+            IN_STOCK,
             bound,
         )
         .order_by(lots.c.expires_us, lots.c.received_us, lots.c.lot_id)

@@ -48,7 +48,14 @@ def audit_orders(connection: Connection, report: Report) -> None:
     held = Groups(
         stream(
             connection,
-            sa.select(movements.c.order_id, skus.c.sku, movements.c.delta, movements.c.at_us)
+            sa.select(
+                movements.c.order_id,
+                skus.c.sku,
+                movements.c.delta,
+                movements.c.at_us,
+                movements.c.kind,
+                movements.c.lot,
+            )
             .join(skus, skus.c.id == movements.c.sku_id)
             .where(sa.text("order_id IS NOT NULL"))
             .order_by(movements.c.order_id),
@@ -76,7 +83,7 @@ def audit_orders(connection: Connection, report: Report) -> None:
         own, others = _apart(row, held.of(row.id), forgotten_us)
         report.counts["movements of forgotten orders"] += others
         _check_held(row, own, report)
-        _check_events(row, list(events.of(row.id)), report)
+        _check_events(row, bool(own), list(events.of(row.id)), report)
     held.rest()
     events.rest()
     _check_slots(connection, report)
@@ -120,9 +127,9 @@ def audit_ledger(
 
 
 def _check_outcome(row: Any, report: Report) -> None:
-    if row.status not in ("allocated", "rejected", "dead"):
+    if row.status not in ("allocated", "rejected", "dead", "cancelled"):
         _violate(report, "outcome", row, f"has the status {row.status}")
-    elif (row.status == "allocated") != (row.reason is None):
+    elif (row.status in ("allocated", "cancelled")) != (row.reason is None):
         _violate(report, "outcome", row, f"is {row.status} with the reason {row.reason}")
 
 
@@ -135,13 +142,32 @@ def _apart(row: Any, held: Iterator[Any], forgotten_us: int) -> tuple[list[Any],
 
 
 def _check_held(row: Any, held: list[Any], report: Report) -> None:
-    got: Counter[str] = Counter()
-    for _, sku, delta, _ in held:
-        got[sku] -= delta
-    if row.status != "allocated":
+    given, left = Counter[str](), Counter[tuple[str, int]]()
+    returns = 0
+    for one in held:
+        if one.kind == "allocate":
+            given[one.sku] -= one.delta
+        else:
+            returns += 1
+        left[one.sku, one.lot] -= one.delta
+    if row.status == "cancelled":
+        report.counts["returns"] += returns
+        holds = {key: count for key, count in left.items() if count}
+        if holds or 2 * returns != len(held):
+            text = _amounts(Counter({sku: count for (sku, _), count in holds.items()}))
+            _violate(report, "nothing-held", row, f"is cancelled and holds {text}")
+        if not held:
+            return
+    elif returns:
+        _violate(report, "nothing-held", row, f"is {row.status} and gave {returns} times back")
+    elif row.status != "allocated":
         if held:
-            _violate(report, "nothing-held", row, f"is {row.status} and holds {_amounts(got)}")
+            _violate(report, "nothing-held", row, f"is {row.status} and holds {_amounts(given)}")
         return
+    _check_covered(row, given, report)
+
+
+def _check_covered(row: Any, given: Counter[str], report: Report) -> None:
     wanted: Counter[str] = Counter()
     try:
         for sku, thousandths in decode_lines(row.lines):
@@ -149,14 +175,19 @@ def _check_held(row: Any, held: list[Any], report: Report) -> None:
     except msgspec.MsgspecError as error:
         _violate(report, "covered", row, f"has lines that can't be read: {error}")
         return
-    if got != wanted or not wanted:
-        _violate(report, "covered", row, f"wants {_amounts(wanted)} and holds {_amounts(got)}")
+    if given != wanted or not wanted:
+        holds = "holds" if row.status == "allocated" else "held"
+        _violate(report, "covered", row, f"wants {_amounts(wanted)} and {holds} {_amounts(given)}")
 
 
-def _check_events(row: Any, events: list[Any], report: Report) -> None:
+def _check_events(row: Any, held: bool, events: list[Any], report: Report) -> None:
+    """`held`: it was allocated once."""
     report.counts["outbox events"] += len(events)
-    # Each round before the last one ended dead; being let go takes a round without an event.
+    # Each round before the last one ended dead; being let go takes a round without an event, a
+    # cancel of what was allocated one of its own.
     wanted = [(number, "order.dead") for number in range(row.round)]
+    if row.status == "cancelled" and held:
+        wanted[-1:] = [(row.round - 1, "order.allocated")]
     if row.reason != DISCARDED:
         wanted.append((row.round, f"order.{row.status}"))
     if sorted((number, kind) for _, number, kind in events) != wanted:

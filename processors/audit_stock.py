@@ -32,6 +32,7 @@ class LotReplay(Struct):
     available: int
     balance: int = 0
     entered: bool = False
+    recalled: bool = False
 
     @property
     def name(self) -> str:
@@ -58,6 +59,8 @@ def audit_stock(connection: Connection, report: Report) -> None:
                 lots.c.received,
                 lots.c.available,
                 lots.c.opening,
+                lots.c.recalled_us,
+                lots.c.recalled_seq,
             ).order_by(lots.c.sku_id, lots.c.expires_us, lots.c.received_us, lots.c.lot_id),
         ),
         lambda row: report.violate("balance", f"lot {row.lot_id} belongs to no sku"),
@@ -94,7 +97,9 @@ class SkuReplay:
     """One sku: its lots are added with their opening balances, the movements after those `folded`
     replayed in their order, its balances compared.
 
-    Invariant: `_in_stock` holds the keys of the lots with a balance above 0, in the order of use.
+    Invariant: `_in_stock` holds the keys of the lots with a balance above 0 that are not recalled,
+    in the order of use. `_recalls`: what is to be recalled, and after which movement, the last
+    first.
     """
 
     def __init__(self, sku: str, report: Report, folded: int = 0) -> None:
@@ -102,21 +107,27 @@ class SkuReplay:
         self._report = report
         self._lots: dict[int, LotReplay] = {}
         self._in_stock: list[UseKey] = []
+        self._recalls: list[tuple[int, LotReplay]] = []
         self._folded = self._seq = folded
 
     def add_lot(self, row: Any) -> None:
         """A lot of this sku, before any movement."""
-        _, expires_us, received_us, lot_id, number, received, available, opening = row
-        key = (expires_us, received_us, lot_id, number)
-        self._lots[number] = lot = LotReplay(key, received, available)
+        key = (row.expires_us, row.received_us, row.lot_id, row.id)
+        self._lots[row.id] = lot = LotReplay(key, row.received, row.available)
         self._report.counts["lots"] += 1
-        if opening is not None:
-            self._open(lot, opening)
+        if row.opening is not None:
+            self._open(lot, row.opening)
+        if (row.recalled_us is None) != (row.recalled_seq is None):
+            self._violate("fefo", f"lot {lot.name} is recalled, and not known when")
+        if row.recalled_seq is not None:
+            self._report.counts["lots recalled"] += 1
+            insort(self._recalls, (row.recalled_seq, lot), key=lambda recall: -recall[0])
 
     def move(self, row: Any) -> None:
         """The next movement."""
         _, seq, number, delta, kind, at_us = row
         self._report.counts["movements"] += 1
+        self._recall_before(seq)
         if seq != self._seq + 1:
             self._violate("sequence", f"movement {seq} follows {self._seq}")
         self._seq = seq
@@ -133,6 +144,9 @@ class SkuReplay:
         """After the last movement; `seq` is what the sku's row says that was."""
         if seq != self._seq:
             self._violate("sequence", f"its row says {seq}, its last movement is {self._seq}")
+        self._recall_before(self._seq + 1)
+        for after, lot in self._recalls:
+            self._violate("fefo", f"lot {lot.name} is recalled after movement {after}, to come yet")
         for lot in self._lots.values():
             if not lot.entered:
                 self._violate("balance", f"lot {lot.name} was never received")
@@ -168,12 +182,17 @@ class SkuReplay:
             self._violate("balance", f"movement {seq} is before lot {lot.name} was received")
         if kind == "allocate" and delta >= 0:
             self._violate("balance", f"movement {seq} allocates {format_quantity(-delta)}")
+        if kind == "return" and delta <= 0:
+            self._violate("balance", f"movement {seq} gives back {format_quantity(delta)}")
 
     def _check_first(self, lot: LotReplay, seq: int, at_us: int) -> None:
         self._report.counts["allocations"] += 1
         moment = _moment(at_us)
         if lot.key[0] <= at_us:
             self._violate("fefo", f"movement {seq} takes from lot {lot.name}, expired at {moment}")
+            return
+        if lot.recalled:
+            self._violate("fefo", f"movement {seq} takes from lot {lot.name}, which was recalled")
             return
         place = bisect_left(self._in_stock, (at_us + 1,))
         first = self._in_stock[place] if place < len(self._in_stock) else None
@@ -185,10 +204,23 @@ class SkuReplay:
         before, lot.balance = lot.balance, lot.balance + delta
         if lot.balance < 0 <= before:
             self._violate("balance", f"movement {seq} takes lot {lot.name} below 0")
+        if lot.recalled:
+            return
         if before <= 0 < lot.balance:
             insort(self._in_stock, lot.key)
         elif lot.balance <= 0 < before:
             del self._in_stock[bisect_left(self._in_stock, lot.key)]
+
+    def _recall_before(self, seq: int) -> None:
+        """What was recalled before that movement is in stock no more."""
+        while self._recalls and self._recalls[-1][0] < seq:
+            after, lot = self._recalls.pop()
+            lot.recalled = True
+            if not lot.entered:
+                text = f"lot {lot.name} is recalled after movement {after}, before its receipt"
+                self._violate("balance", text)
+            if lot.balance > 0:
+                del self._in_stock[bisect_left(self._in_stock, lot.key)]
 
     def _violate(self, rule: str, detail: str) -> None:
         self._report.violate(rule, f"sku {self._sku}: {detail}")

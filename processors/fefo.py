@@ -47,7 +47,7 @@ class Verdict(Struct, frozen=True):
 
 
 # The lots that come behind one (None: from the first) in the order of use: none when that was the
-# last. Only lots with `expires_us > moment` and `available > 0`.
+# last. Only lots with `expires_us > moment`, `available > 0`, and not recalled.
 ReadLots = Callable[[StockedLot | None], Iterable[StockedLot]]
 
 

@@ -23,18 +23,19 @@ from processors.quantity import format_quantity
 from processors.requests import Request, earlier_answer, keep_answer
 from processors.schema import Adjustment, Lot, format_instant
 from processors.store import Store
-from processors.tables import lots, movements, skus
+from processors.tables import IN_STOCK, lots, movements, skus
 
 # Lots shown with a sku: alone, and in a list of skus.
 SKU_LOTS_MAX = 1000
 LIST_LOTS_MAX = 100
 
-State = Literal["available", "expired", "spent"]
+State = Literal["available", "expired", "spent", "recalled"]
 ORDER_OF_USE = (lots.c.expires_us, lots.c.received_us, lots.c.lot_id)
 
 
 class LotView(Struct, frozen=True):
-    """A lot as clients see it: quantities as text, instants as RFC 3339 UTC."""
+    """A lot as clients see it: quantities as text, instants as RFC 3339 UTC. One that was recalled
+    is that for good, whatever else it is."""
 
     lot_id: str
     sku: str
@@ -59,8 +60,9 @@ class StockLot(Struct, frozen=True):
 class SkuView(Struct, frozen=True, omit_defaults=True):
     """What there is of a sku, its lots in the order of use.
 
-    `available` counts every lot that is not expired. `more_lots`: only the first ones in stock and
-    the latest spent ones are listed, `GET /lots` has them all; left out when false.
+    `available` counts every lot that is neither expired nor recalled. `more_lots`: only the first
+    ones in stock and the latest spent or recalled ones are listed, `GET /lots` has them all; left
+    out when false.
     """
 
     sku: str
@@ -120,7 +122,7 @@ def adjust_lot(
         sku_id = connection.scalar(sa.select(lots.c.sku_id).where(lots.c.lot_id == lot_id))
         if sku_id is None:
             return AdjustResult(lot_id, "unknown_lot", None)
-        seq = _lock_sku(connection, skus.c.id == sku_id)[1]
+        seq = lock_sku(connection, skus.c.id == sku_id)[1]
         done = None if request is None else earlier_answer(connection, request)
         if done is not None:
             return AdjustResult(lot_id, "adjusted", msgspec.json.decode(done, type=int), True)
@@ -159,7 +161,7 @@ def list_lots(
     shown = rows[: bounded(limit)]
     now = now_us()
     more = encode_cursor(_lot_key(shown[-1])) if len(rows) > len(shown) else None
-    return Page([_lot_view(row, now) for row in shown], more)
+    return Page([lot_view(row, now) for row in shown], more)
 
 
 def sku_inventory(store: Store, sku: str) -> SkuView | None:
@@ -191,11 +193,11 @@ def list_inventory(store: Store, *, limit: int, cursor: str | None = None) -> Pa
 def enter_lot(connection: Connection, lot: Lot) -> LotResult:
     """add_lot within the caller's transaction."""
     body = _body_hash(lot)
-    if lot.lot_id is not None and (row := _find_lot(connection, lot.lot_id)) is not None:
+    if lot.lot_id is not None and (row := find_lot(connection, lot.lot_id)) is not None:
         outcome: Literal["same", "conflict"] = "same" if row.body_hash == body else "conflict"
-        return LotResult(lot.lot_id, outcome, _lot_view(row, now_us()))
+        return LotResult(lot.lot_id, outcome, lot_view(row, now_us()))
     lot_id = lot.lot_id or _make_lot_id()
-    sku_id, seq = _lock_sku(connection, skus.c.sku == lot.sku) or _make_sku(connection, lot.sku)
+    sku_id, seq = lock_sku(connection, skus.c.sku == lot.sku) or _make_sku(connection, lot.sku)
     now = now_us()
     made = connection.execute(
         sa.insert(lots).values(
@@ -210,12 +212,12 @@ def enter_lot(connection: Connection, lot: Lot) -> LotResult:
         )
     ).inserted_primary_key
     _record(connection, sku_id, seq + 1, lot=_only(made), kind="receive", delta=lot.thousandths)
-    row = _find_lot(connection, lot_id)
+    row = find_lot(connection, lot_id)
     assert row is not None
-    return LotResult(lot_id, "created", _lot_view(row, now))
+    return LotResult(lot_id, "created", lot_view(row, now))
 
 
-def _lock_sku(connection: Connection, which: sa.ColumnElement[bool]) -> Any:
+def lock_sku(connection: Connection, which: sa.ColumnElement[bool]) -> Any:
     """(id, seq) of a sku, locked until the transaction ends; None when there is none.
 
     On SQLite the transaction has locked everything; elsewhere FOR UPDATE locks the row.
@@ -280,12 +282,12 @@ def _select_lots() -> sa.Select[Any]:
     return sa.select(lots, skus.c.sku).join(skus, skus.c.id == lots.c.sku_id)
 
 
-def _find_lot(connection: Connection, lot_id: str) -> sa.Row[Any] | None:
+def find_lot(connection: Connection, lot_id: str) -> sa.Row[Any] | None:
     return connection.execute(_select_lots().where(lots.c.lot_id == lot_id)).one_or_none()
 
 
 def _sku_view(connection: Connection, sku_id: int, sku: str, now: int, lots_max: int) -> SkuView:
-    in_stock = sa.and_(lots.c.sku_id == sku_id, sa.text("available > 0"))
+    in_stock = sa.and_(lots.c.sku_id == sku_id, IN_STOCK)
     total = connection.scalar(
         sa.select(sa.func.coalesce(sa.func.sum(lots.c.available), 0)).where(
             in_stock, lots.c.expires_us > now
@@ -297,7 +299,7 @@ def _sku_view(connection: Connection, sku_id: int, sku: str, now: int, lots_max:
         )
     )
     if len(rows) <= lots_max:
-        rows += _spent_lots(connection, sku_id, lots_max + 1 - len(rows))
+        rows += _used_up(connection, sku_id, lots_max + 1 - len(rows))
     shown = sorted(rows[:lots_max], key=lambda row: _lot_key(row)[1:])
     return SkuView(
         sku,
@@ -307,11 +309,15 @@ def _sku_view(connection: Connection, sku_id: int, sku: str, now: int, lots_max:
     )
 
 
-def _spent_lots(connection: Connection, sku_id: int, count: int) -> Sequence[sa.Row[Any]]:
-    """The latest ones. Few lots are passed over: the caller has counted those in stock."""
+def _used_up(connection: Connection, sku_id: int, count: int) -> Sequence[sa.Row[Any]]:
+    """The latest spent or recalled ones. Few lots are passed over: the caller has counted those in
+    stock."""
     return connection.execute(
         sa.select(lots)
-        .where(lots.c.sku_id == sku_id, sa.text("available = 0"))
+        .where(
+            lots.c.sku_id == sku_id,
+            sa.or_(sa.text("available = 0"), sa.text("recalled_us IS NOT NULL")),
+        )
         .order_by(*(column.desc() for column in ORDER_OF_USE))
         .limit(count)
     ).all()
@@ -326,6 +332,8 @@ def _typed(columns: Sequence[sa.Column[Any]], key: Sequence[Any]) -> list[sa.Col
 
 
 def _state(row: sa.Row[Any], now: int) -> State:
+    if row.recalled_us is not None:
+        return "recalled"
     if not row.available:
         return "spent"
     return "expired" if row.expires_us <= now else "available"
@@ -341,7 +349,7 @@ def _stock_lot(row: sa.Row[Any], now: int) -> StockLot:
     )
 
 
-def _lot_view(row: sa.Row[Any], now: int) -> LotView:
+def lot_view(row: sa.Row[Any], now: int) -> LotView:
     return LotView(
         lot_id=row.lot_id,
         sku=row.sku,

@@ -36,12 +36,11 @@ class Death(Struct, frozen=True):
     bare: bool = False
 
 
-class Job(Struct):
-    """`work` is None for an item that can't be read; then, and once its order has failed for good,
-    `death` says why. `retries` counts what the processor asked for, not the deaths of workers.
-    `suspect`: it lay in the hand of a worker that died."""
+class Reading(Struct):
+    """What is recorded of an item. `work` is None for one that can't be read; then, and once its
+    order has failed for good, `death` says why. `retries` counts what the processor asked for, not
+    the deaths of workers."""
 
-    reader: Reader
     item: Item
     taken_us: int
     work: Work | None
@@ -49,7 +48,6 @@ class Job(Struct):
     header: RecordHeader = NO_HEADER
     retries: int = 0
     death: Death | None = None
-    suspect: bool = False
 
     @property
     def tries(self) -> int:
@@ -63,6 +61,13 @@ class Job(Struct):
         order_id = format_uuid(self.item.key)
         return of_order(order_id, header.request_id, header.traceparent)
 
+
+class Job(Reading, kw_only=True):
+    """An item in a worker's hand. `suspect`: it lay in that of a worker that died."""
+
+    reader: Reader
+    suspect: bool = False
+
     def again(self) -> None:
         """Counts a retry."""
         self.retries += 1
@@ -74,16 +79,18 @@ def read_job(reader: Reader, item: Item, taken_us: int) -> Job:
     """The item as a job; a damaged or unreadable one is dead from the start."""
     if item.damaged:
         cause = f"damaged in shared memory: the checksum of slot {item.sequence} does not fit"
-        return Job(reader, item, taken_us, None, None, death=Death(DAMAGED, cause, bare=True))
+        return Job(
+            item, taken_us, None, None, death=Death(DAMAGED, cause, bare=True), reader=reader
+        )
     try:
         order = load_order(item.payload)
         header = load_header(item.header)
         seal = hash_of(header, item.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         death = Death(UNREADABLE, f"no order: {describe(error)}", bare=True)
-        return Job(reader, item, taken_us, None, None, death=death)
+        return Job(item, taken_us, None, None, death=death, reader=reader)
     work = Work(item.key, item.sequence, order, item.accepted_ns // 1000, item.attempts)
-    return Job(reader, item, taken_us, work, seal, header)
+    return Job(item, taken_us, work, seal, header, reader=reader)
 
 
 def read_doomed(reader: Reader, item: Item, taken_us: int, note: str, *, bare: bool) -> Job:
@@ -93,7 +100,7 @@ def read_doomed(reader: Reader, item: Item, taken_us: int, note: str, *, bare: b
     cause = f"{item.crashes} workers ended by themselves over it; the last: {how or 'unknown'}"
     death = Death(reason or ENDED_ITS_WORKER, _storable(cause), bare=bare)
     if bare:
-        return Job(reader, item, taken_us, None, None, death=death)
+        return Job(item, taken_us, None, None, death=death, reader=reader)
     job = read_job(reader, item, taken_us)
     job.death = job.death or death
     return job

@@ -76,13 +76,21 @@ class OrderView(Struct, frozen=True):
 def find_order(store: Store, order_id: bytes) -> OrderView | None:
     """The order, if it has an outcome. Raises StoreUnavailable."""
     with store.reading() as connection:
-        row = connection.execute(sa.select(orders).where(orders.c.id == order_id)).one_or_none()
-        if row is None:
-            return None
-        given = _allocations(connection, row) if row.status == "allocated" else []
-    lines = decode_lines(row.lines)
-    place = {sku: number for number, (sku, _) in enumerate(lines)}
-    given.sort(key=lambda one: place.get(one.sku, len(place)))
+        return view_order(connection, order_id)
+
+
+def view_order(connection: Connection, order_id: bytes) -> OrderView | None:
+    """The same within the caller's transaction."""
+    row = connection.execute(sa.select(orders).where(orders.c.id == order_id)).one_or_none()
+    if row is None:
+        return None
+    given = _allocations(connection, row) if row.status == "allocated" else []
+    place = {sku: number for number, (sku, _) in enumerate(decode_lines(row.lines))}
+    return order_view(row, sorted(given, key=lambda one: place.get(one.sku, len(place))))
+
+
+def order_view(row: sa.Row[Any], allocations: list[Allocation]) -> OrderView:
+    """Of a row of orders."""
     return OrderView(
         order_id=row.id,
         round=row.round,
@@ -91,8 +99,8 @@ def find_order(store: Store, order_id: bytes) -> OrderView | None:
         customer=row.customer,
         reference=row.reference,
         metadata=msgspec.json.decode(row.metadata) if row.metadata else None,
-        lines=lines,
-        allocations=given,
+        lines=decode_lines(row.lines),
+        allocations=allocations,
         accepted_us=row.accepted_us,
         taken_us=row.taken_us,
         committed_us=row.committed_us,

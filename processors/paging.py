@@ -44,6 +44,9 @@ def decode_cursor(cursor: str, shape: type[T]) -> T:
         raise CursorError(f"cursor of {len(cursor)} characters; at most {CURSOR_CHARACTERS_MAX}")
     try:
         data = urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-        return msgspec.msgpack.decode(data, type=shape)
+        key = msgspec.msgpack.decode(data, type=shape)
     except (ValueError, msgspec.MsgspecError) as error:
         raise CursorError("not a cursor of this list; leave it out to begin anew") from error
+    if isinstance(key, tuple) and any(isinstance(part, str) and "\0" in part for part in key):
+        raise CursorError("not a cursor: it has U+0000, which not every database can look for")
+    return key

@@ -54,9 +54,10 @@ class Work(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """What became of an order; `reason` (1 to 200 characters) only when it was rejected."""
+    """What became of an order; `reason` (1 to 200 characters) only when it was rejected. No
+    processor cancels."""
 
-    status: Literal["allocated", "rejected"]
+    status: Literal["allocated", "rejected", "cancelled"]
     reason: str | None = None
 
     @classmethod

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from processors.instants import now_us
-from processors.jobs import Job
+from processors.jobs import Reading
 from processors.pipeline import Outcome
 from processors.statements import Hot, HotKeys, Row
-from processors.store import StoreBusy
+from processors.store import StoreContended
 from processors.tables import orders, outbox
 
 CONTENT = ("customer", "reference", "metadata", "lines", "body_hash")
@@ -25,7 +25,7 @@ COLUMNS = (
 )
 NO_CONTENT: Row = (None,) * len(CONTENT)
 
-Settled = tuple[Job, Outcome | None]
+Settled = tuple[Reading, Outcome | None]
 
 
 class Known(NamedTuple):
@@ -36,8 +36,8 @@ class Known(NamedTuple):
     status: str
 
 
-class Overtaken(StoreBusy):
-    """Another worker has settled the same replay meanwhile: looked at again, it is known."""
+class Overtaken(StoreContended):
+    """Somebody else has settled the same replay meanwhile: looked at again, it is known."""
 
 
 class Recorder:
@@ -74,7 +74,9 @@ class Recorder:
             ],
         )
 
-    def _replay(self, transaction: Connection, job: Job, outcome: Outcome | None, now: int) -> None:
+    def _replay(
+        self, transaction: Connection, job: Reading, outcome: Outcome | None, now: int
+    ) -> None:
         """Over the row that is dead with the round before, and over no other."""
         item = job.item
         if not item.round:
@@ -91,9 +93,9 @@ class Recorder:
             .values(values)
         ).rowcount
         if not settled:
-            raise Overtaken("a replay was settled by another worker")
+            raise Overtaken("a replay was settled by somebody else")
 
-    def _order_row(self, job: Job, outcome: Outcome | None, now: int) -> Row:
+    def _order_row(self, job: Reading, outcome: Outcome | None, now: int) -> Row:
         item, death = job.item, job.death
         bare = death is not None and death.bare
         return (
@@ -115,7 +117,7 @@ class Recorder:
             job.header.traceparent,
         )
 
-    def _content(self, job: Job) -> Row:
+    def _content(self, job: Reading) -> Row:
         assert job.work is not None
         order = job.work.order
         return (

@@ -47,7 +47,9 @@ orders = sa.Table(
     sa.Column("owner", sa.Text),
     sa.Column("request_id", sa.Text),
     sa.Column("traceparent", sa.Text),
-    sa.CheckConstraint("status IN ('allocated', 'rejected', 'dead')", name="orders_status"),
+    sa.CheckConstraint(
+        "status IN ('allocated', 'rejected', 'dead', 'cancelled')", name="orders_status"
+    ),
     sqlite_with_rowid=False,
     sqlite_strict=True,
 )
@@ -77,6 +79,7 @@ skus = sa.Table(
 
 # `available` is the lot's opening balance and the sum of its movements, kept so that nobody has to
 # add them up. `opening` is null until the lot's receipt, its first movement, is folded into it.
+# Recalled, a lot may not be touched by an allocation after its sku's movement `recalled_seq`.
 lots = sa.Table(
     "lots",
     metadata,
@@ -90,6 +93,8 @@ lots = sa.Table(
     sa.Column("supplier", sa.Text),
     sa.Column("body_hash", sa.LargeBinary(16), nullable=False),
     sa.Column("opening", BigInt),
+    sa.Column("recalled_us", BigInt),
+    sa.Column("recalled_seq", BigInt),
     sa.CheckConstraint("available >= 0", name="lots_available"),
     sqlite_strict=True,
 )
@@ -99,9 +104,9 @@ lots_in_order = sa.Index(
     "lots_in_order", lots.c.sku_id, lots.c.expires_us, lots.c.received_us, lots.c.lot_id
 )
 
-# What an order may be given from, in the order of use. Spent lots leave the index, so an order
-# costs the same on the first day and after a million lots.
-IN_STOCK = sa.text("available > 0")
+# What an order may be given from, in the order of use. Spent and recalled lots leave the index, so
+# an order costs the same on the first day and after a million lots.
+IN_STOCK = sa.text("available > 0 AND recalled_us IS NULL")
 lots_in_stock = sa.Index(
     "lots_in_stock",
     lots.c.sku_id,
@@ -130,8 +135,12 @@ movements = sa.Table(
     sa.Column("order_id", sa.LargeBinary(16)),
     sa.Column("at_us", BigInt, nullable=False),
     sa.Column("reason", sa.Text),
-    sa.CheckConstraint("kind IN ('receive', 'adjust', 'allocate')", name="movements_kind"),
-    sa.CheckConstraint("(kind = 'allocate') = (order_id IS NOT NULL)", name="movements_order_id"),
+    sa.CheckConstraint(
+        "kind IN ('receive', 'adjust', 'allocate', 'return')", name="movements_kind"
+    ),
+    sa.CheckConstraint(
+        "(kind IN ('allocate', 'return')) = (order_id IS NOT NULL)", name="movements_order_id"
+    ),
     sqlite_with_rowid=False,
     sqlite_strict=True,
 )
@@ -143,7 +152,8 @@ movements_of_order = sa.Index(
     postgresql_where=OF_AN_ORDER,
 )
 
-# One event per outcome, in the transaction of the outcome. `id` is only its place in the queue;
+# One event per outcome, in the transaction of the outcome; a cancel of an allocated order is one
+# more outcome, of the next round. `id` is its place in the queue, and in lists of orders;
 # what identifies an event to a receiver is (order_id, round, type), which survives a restore.
 outbox = sa.Table(
     "outbox",

@@ -35,9 +35,10 @@ COUNTERS = (
     "restarted_signal",
     "restarted_exit",
     "restarted_reload",
+    "cancelled",
 )
 REFUSALS = COUNTERS[1:11]
-OUTCOMES = ("allocated", "rejected", "dead")
+OUTCOMES = ("allocated", "rejected", "dead", "cancelled")
 CAUSES = ("signal", "exit", "reload")
 # A page holds four: of a front (a writer's page) the first two, of a worker the last three. Two
 # share a place, so those pages are added up apart.

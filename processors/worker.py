@@ -341,7 +341,7 @@ class BaconWorker:
         outcomes = self._process(transaction, works, share) if works else []
         check_outcomes(outcomes, works)
         decided = iter(outcomes)
-        settled = [(job, None if job.death else next(decided)) for job in fresh]
+        settled: list[Settled] = [(job, None if job.death else next(decided)) for job in fresh]
         self._recorder.record(transaction, settled)
         return settled
 
