@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from ingest.accept import Acceptor
+from ingest.cancel import DeleteOrder
 from ingest.claims import Claims
 from ingest.database import Database
 from ingest.dead_letters import DeadLetters
@@ -17,6 +18,7 @@ from ingest.exchange import Application
 from ingest.health import Readyz, livez
 from ingest.lookup import Lookup
 from ingest.metrics import Metrics
+from ingest.order_list import ListOrders
 from ingest.orders import GetOrder, PostOrder
 from ingest.origin import Traced
 from ingest.stock import Stock
@@ -57,10 +59,20 @@ def make_routes(
     ready = Readyz(ring, acceptor, database, full_timeout_s)
     app = Starlette(
         routes=[
-            _route("/orders", POST=PostOrder(acceptor, body_bytes_max)),
-            _route("/orders/{order_id}", GET=answering(GetOrder(ring, database))),
+            _route(
+                "/orders",
+                GET=answering(ListOrders(ring, database)),
+                POST=PostOrder(acceptor, body_bytes_max),
+            ),
+            _route(
+                "/orders/{order_id}",
+                GET=answering(GetOrder(ring, database)),
+                DELETE=answering(DeleteOrder(ring, acceptor, database)),
+            ),
             _route("/lots", GET=answering(stock.get_lots), POST=answering(stock.post_lot)),
             _route("/lots/{lot_id}/adjustments", POST=answering(stock.post_adjustment)),
+            _route("/lots/{lot_id}/recall", POST=answering(stock.post_recall)),
+            _route("/lots/{lot_id}/orders", GET=answering(stock.get_holders)),
             _route("/inventory", GET=answering(stock.get_inventory)),
             _route("/inventory/{sku}", GET=answering(stock.get_sku)),
             _route("/dead-letters", GET=answering(dead.get_all)),

@@ -14,7 +14,7 @@ from ingest.problems import (
     NOT_REPLAYABLE,
     REPLAY_UNDER_WAY,
 )
-from ingest.stock import as_page, read_limit, read_query
+from ingest.stock import as_page, check_code, read_limit, read_query
 from processors.dead_letters import (
     Revival,
     discard,
@@ -36,6 +36,7 @@ class DeadLetters:
     async def get_all(self, scope: Scope, _receive: Receive) -> Answer:
         """`GET /dead-letters?reason=&limit=&cursor=`, the oldest first."""
         query = read_query(scope, "reason", "limit", "cursor")
+        check_code(query, "reason")
         try:
             page = await self._database.ask(
                 list_dead_letters,

@@ -91,7 +91,7 @@ class Pages(Collector):
         )
         yield CounterMetricFamily(
             "rasher_orders_redelivered",
-            "Orders delivered again that had their outcome already.",
+            "Orders taken that had their outcome already: taken before, or cancelled.",
             total[WORD["redelivered"]],
         )
         yield from self._of_the_ring()

@@ -12,6 +12,7 @@ from ingest.accept import Accepted, Acceptor, Pending
 from ingest.answers import Answer, Queued, Refused, Unanswered, Unsynced, json_answer, problem
 from ingest.database import Database
 from ingest.exchange import HungUp, Receive, Scope, Send, deliver, header, read_json_body
+from ingest.flight import Flight
 from ingest.hangup import cut_off, unless_hung_up
 from ingest.idempotency import idempotency_key
 from ingest.origin import origin_of
@@ -61,6 +62,7 @@ class GetOrder:
     def __init__(self, ring: Ring, database: Database) -> None:
         self._ring = ring
         self._database = database
+        self._flight = Flight(database)
 
     async def __call__(self, scope: Scope, _receive: Receive) -> Answer:
         text: str = scope["path_params"]["order_id"]
@@ -68,8 +70,8 @@ class GetOrder:
         if key is None:
             return unknown(text)
         found = self._ring.find(key)
-        if found is not None:
-            return _tagged(scope, _in_flight(key, found))
+        if found is not None and not await self._flight.settled([found.item]):
+            return _tagged(scope, in_flight(key, found))
         view = await self._database.ask(find_order, key)
         if view is None:
             return unknown(format_uuid(key))
@@ -81,7 +83,8 @@ def unknown(order_id: str) -> Answer:
     return problem(NO_SUCH_ORDER, f"no order {order_id[:100]}")
 
 
-def _in_flight(key: bytes, found: Found) -> dict[str, Any]:
+def in_flight(key: bytes, found: Found) -> dict[str, Any]:
+    """An order without an outcome, as clients see it."""
     content: dict[str, Any] = {
         "order_id": format_uuid(key),
         "status": "queued" if found.place == "ring" else "processing",

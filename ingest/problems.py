@@ -145,6 +145,12 @@ NOT_REPLAYABLE = ProblemType(
     "It was damaged in memory, so what is left of it is not what was ordered.",
     "Have it ordered anew and let this one go (`DELETE /dead-letters/{id}`).",
 )  # fmt: skip
+NOT_CANCELLABLE = ProblemType(
+    "not-cancellable", 409, "The order can't be cancelled",
+    "It was rejected or is dead, so it holds nothing; or it waits and can't be read. It stays as it"
+    " is.",
+    "Nothing is left to cancel. A dead letter is let go with `DELETE /dead-letters/{id}`.",
+)  # fmt: skip
 ORDER_TOO_LARGE = ProblemType(
     "order-too-large", 413, "The order does not fit a slot of the ring",
     "The order takes more bytes than a slot has room for (`--slot-bytes`). With the default every"

@@ -21,6 +21,8 @@ from processors.inventory import (
     sku_inventory,
 )
 from processors.paging import LIMIT_MAX, CursorError, Page
+from processors.recalling import list_holders, recall_lot
+from processors.refusal import CODE, Wrong, code
 from processors.requests import KeyTaken, Request
 from processors.schema import decode_adjustment, decode_lot, format_uuid
 
@@ -48,7 +50,7 @@ class Stock:
 
     async def post_adjustment(self, scope: Scope, receive: Receive) -> Answer:
         """`POST /lots/{id}/adjustments`: 201, 404, or 409 when it would go below zero."""
-        lot_id: str = scope["path_params"]["lot_id"]
+        lot_id = lot_id_of(scope)
         adjustment = decode_adjustment(await read_json_body(scope, receive, self._body_bytes_max))
         key = idempotency_key(scope)
         asked = None if key is None else Request.of(owner_of(scope), key, (lot_id, adjustment))
@@ -59,16 +61,33 @@ class Stock:
                 KEY_TAKEN, "with this Idempotency-Key another adjustment was posted before"
             )
         if result.outcome == "unknown_lot":
-            return problem(NO_SUCH_LOT, f"no lot {lot_id[:100]}")
+            return no_lot(lot_id)
         content = result.to_json_dict()
         if result.outcome == "below_zero":
             available = content["available"]
             return problem(BELOW_ZERO, f"lot {lot_id} has {available}: it would go below zero")
         return json_answer(201, content, REPLAYED if result.replayed else ())
 
+    async def post_recall(self, scope: Scope, _receive: Receive) -> Answer:
+        """`POST /lots/{id}/recall?limit=`: 200 with the lot and the orders that hold it; 404."""
+        query, lot_id = read_query(scope, "limit"), lot_id_of(scope)
+        recall = await self._database.ask(recall_lot, lot_id, limit=read_limit(query))
+        if recall is None:
+            return no_lot(lot_id)
+        page = recall.holders
+        content = {"lot": recall.lot, "orders": page.items, "next_cursor": page.next_cursor}
+        return json_answer(200, content, next_link(f"/lots/{lot_id}/orders", query, page))
+
+    async def get_holders(self, scope: Scope, _receive: Receive) -> Answer:
+        """`GET /lots/{id}/orders?limit=&cursor=`: those that hold stock of it; 404."""
+        query, lot_id = read_query(scope, "limit", "cursor"), lot_id_of(scope)
+        page = await self._page(list_holders, query, lot_id=lot_id)
+        return no_lot(lot_id) if page is None else as_page(scope, query, page)
+
     async def get_lots(self, scope: Scope, _receive: Receive) -> Answer:
         """`GET /lots?sku=&limit=&cursor=`."""
         query = read_query(scope, "sku", "limit", "cursor")
+        check_code(query, "sku")
         page = await self._page(list_lots, query, sku=query.get("sku"))
         return as_page(scope, query, page)
 
@@ -80,22 +99,23 @@ class Stock:
     async def get_sku(self, scope: Scope, _receive: Receive) -> Answer:
         """`GET /inventory/{sku}`."""
         sku: str = scope["path_params"]["sku"]
-        view = await self._database.ask(sku_inventory, sku)
+        view = None
+        if CODE.fullmatch(sku) is not None:
+            view = await self._database.ask(sku_inventory, sku)
         return (
             problem(NO_SUCH_SKU, f"no lot of {sku[:100]} ever")
             if view is None
             else json_answer(200, view)
         )
 
-    async def _page(self, function: Any, query: dict[str, str], **more: Any) -> Page[Any]:
+    async def _page(self, function: Any, query: dict[str, str], **more: Any) -> Any:
         limit, cursor = read_limit(query), query.get("cursor")
         try:
-            page: Page[Any] = await self._database.ask(function, limit=limit, cursor=cursor, **more)
+            return await self._database.ask(function, limit=limit, cursor=cursor, **more)
         except CursorError:
             raise Refused(
                 problem(BAD_QUERY, "cursor is not one that this server gave out")
             ) from None
-        return page
 
 
 def read_query(scope: Scope, *names: str) -> dict[str, str]:
@@ -110,6 +130,15 @@ def read_query(scope: Scope, *names: str) -> dict[str, str]:
     return query
 
 
+def check_code(query: dict[str, str], name: str) -> None:
+    """Refused with 422 when it is there and nothing can be called so."""
+    try:
+        code(query.get(name, "absent"))
+    except Wrong as wrong:
+        detail = f"{name} {wrong}, is {query[name][:100]}"
+        raise Refused(problem(BAD_QUERY, detail)) from None
+
+
 def read_limit(query: dict[str, str]) -> int:
     """The page size; Refused with 422 when out of range."""
     text = query.get("limit", str(LIMIT))
@@ -120,11 +149,29 @@ def read_limit(query: dict[str, str]) -> int:
 
 def as_page(scope: Scope, query: dict[str, str], page: Page[Any]) -> Answer:
     """The items, with a Link to the next page when there is one."""
-    link: Headers = ()
-    if page.next_cursor is not None:
-        target = f"{scope['path']}?{urlencode({**query, 'cursor': page.next_cursor})}"
-        link = ((b"link", f'<{target}>; rel="next"'.encode()),)
-    return json_answer(200, {"items": page.items, "next_cursor": page.next_cursor}, link)
+    content = {"items": page.items, "next_cursor": page.next_cursor}
+    return json_answer(200, content, next_link(scope["path"], query, page))
+
+
+def next_link(path: str, query: dict[str, str], page: Page[Any]) -> Headers:
+    """A Link header to the page behind this one, if there is one."""
+    if page.next_cursor is None:
+        return ()
+    target = f"{path}?{urlencode({**query, 'cursor': page.next_cursor})}"
+    return ((b"link", f'<{target}>; rel="next"'.encode()),)
+
+
+def lot_id_of(scope: Scope) -> str:
+    """The lot of the path; Refused with 404 for what no lot can be called."""
+    lot_id: str = scope["path_params"]["lot_id"]
+    if CODE.fullmatch(lot_id) is None:
+        raise Refused(no_lot(lot_id))
+    return lot_id
+
+
+def no_lot(lot_id: str) -> Answer:
+    """404."""
+    return problem(NO_SUCH_LOT, f"no lot {lot_id[:100]}")
 
 
 def location(path: str) -> Headers:
