@@ -59,6 +59,25 @@ def supervise(path: str, argv: list[str], cut: str) -> int:
     return code
 
 
+def cancel(path: str, data_dir: str, order_id: str, cut: str) -> str:
+    """-> what became of it, as a front does it."""
+    from processors.cancelling import Canceller  # noqa: PLC0415
+    from processors.store import Store  # noqa: PLC0415
+    from ringbuf import Ring  # noqa: PLC0415
+    from tests.crash.knife import Cut, Knife  # noqa: PLC0415
+
+    if cut:
+        Knife(Cut.parse(cut), f"{path}.cuts")
+    store, key = Store.open(f"sqlite:///{data_dir}/rasher.db"), bytes.fromhex(order_id)
+    with Ring.attach(path) as ring:
+        found = ring.find(key)
+        done = Canceller(ring.epoch).cancel(store, key, None if found is None else found.item)
+        ring.bump_commits()
+    store.close()
+    sys.settrace(None)
+    return done.verdict
+
+
 def broken() -> Any:
     """A processor that can decide no order."""
 
@@ -73,7 +92,10 @@ if __name__ == "__main__":
     from tests.ringbuf import actors
 
     # Here, not in each actor: they are forks of this process.
-    for module in ("supervisor", "processors.worker", "processors.fefo", "processors.migrate"):
+    for module in (
+        *("supervisor", "processors.worker", "processors.fefo", "processors.migrate"),
+        "processors.cancelling",
+    ):
         importlib.import_module(module)
-    actors.ROLES |= {"work": work, "supervise": supervise}
+    actors.ROLES |= {"work": work, "supervise": supervise, "cancel": cancel}
     actors.main()

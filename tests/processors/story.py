@@ -14,8 +14,12 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from processors import allocation, inventory, recording, worker
+from processors import allocation, cancelling, inventory, listing, recalling, recording, worker
+from processors.cancelling import Canceller, Verdict
 from processors.inventory import add_lot, adjust_lot
+from processors.listing import Wanted, list_orders
+from processors.quantity import format_quantity
+from processors.recalling import Holder, list_holders, recall_lot
 from processors.schema import (
     Adjustment,
     Line,
@@ -25,6 +29,7 @@ from processors.schema import (
     body_hash,
     encode_header,
     encode_order,
+    format_uuid,
 )
 from processors.stop import Stop
 from processors.tables import lots, movements, orders
@@ -40,6 +45,8 @@ EXPIRY_US = 8 * TICK_US
 BURST_MAX = 24
 BATCHES = [5, 24]
 COMPARE_ALL_EVERY = 50
+# What a page of a list looks through, so that there are many.
+SCAN = 200
 
 
 @dataclass
@@ -50,6 +57,7 @@ class ModelLot:
     received_us: int
     available: int
     body: Lot
+    recalled: bool = False
 
 
 @dataclass
@@ -89,7 +97,9 @@ class Model:
         for line in order.lines:
             wanted = line.thousandths
             usable = [
-                lot for lot in self.lots.values() if lot.sku == line.sku and lot.expires_us > now
+                lot
+                for lot in self.lots.values()
+                if lot.sku == line.sku and lot.expires_us > now and not lot.recalled
             ]
             for lot in sorted(
                 usable, key=lambda one: (one.expires_us, one.received_us, one.lot_id)
@@ -105,6 +115,23 @@ class Model:
             self.lots[lot_id].available -= part
         self.outcomes[key], self.given[key] = ("allocated", None), taken
 
+    def cancel(self, key: bytes, *, waits: bool) -> Verdict:
+        status = self.outcomes.get(key, ("unknown", None))[0]
+        if status == "allocated":
+            for (_, lot_id), part in self.given.pop(key).items():
+                self.lots[lot_id].available += part
+        elif status != "unknown" or not waits:
+            return {"cancelled": "already", "unknown": "unknown"}.get(status, "settled")  # type: ignore[return-value]
+        self.outcomes[key] = "cancelled", None
+        return "cancelled"
+
+    def holders(self, lot_id: str) -> dict[bytes, int]:
+        held = {
+            key: sum(part for (_, name), part in given.items() if name == lot_id)
+            for key, given in self.given.items()
+        }
+        return {key: part for key, part in held.items() if part}
+
 
 class Story:
     """Told step by step to the model and to a house; after each batch they are compared."""
@@ -117,8 +144,12 @@ class Story:
         self.keys: list[tuple[bytes, Order]] = []
         self.bodies: list[Lot] = []
         self.told = self.bursts = 0
-        for module in (allocation, inventory, recording, worker):
+        self.canceller = Canceller(house.ring.epoch)
+        self.withdrawn = self.given_back = self.recalled = 0
+        for module in (allocation, cancelling, inventory, recalling, recording, worker):
             patch.setattr(module, "now_us", lambda: self.now)
+        for module in (listing, recalling):
+            patch.setattr(module, "SCAN_MAX", SCAN)
 
     def tell(self, steps: int) -> None:
         with Stop() as stop, self.house.ring.reader(0) as reader:
@@ -132,16 +163,23 @@ class Story:
                     self.receive()
                 elif what < 0.4:
                     self.adjust()
+                elif what < 0.5:
+                    self.cancel()
+                elif what < 0.54:
+                    self.recall()
                 else:
                     self.burst(min(steps - self.told, self.random.randint(1, BURST_MAX)))
         self.compare_lots()
-        assert self.house.audit().ok
+        self.compare_lists()
+        report = self.house.audit()
+        assert report.ok, list(report.lines())
 
     def outcomes(self) -> Counter[str]:
         return Counter(status for status, _ in self.model.outcomes.values())
 
     def counts(self) -> str:
         said = [f"{count} orders {status}" for status, count in sorted(self.outcomes().items())]
+        said += [f"{self.withdrawn} of them while they waited", f"{self.recalled} recalls"]
         return ", ".join([f"{len(self.model.lots)} lots", *said])
 
     def receive(self) -> None:
@@ -173,13 +211,54 @@ class Story:
         result = adjust_lot(self.house.store, lot_id, Adjustment(delta, "counted"))
         assert (result.outcome, result.available) == self.model.adjust(lot_id, delta)
 
+    def cancel(self) -> None:
+        key = b"unknown".ljust(16)
+        if self.keys and self.random.random() < 0.95:
+            key = self.random.choice(self.keys[-100:])[0]
+        self.told += 1
+        wanted = self.model.cancel(key, waits=False)
+        assert self.canceller.cancel(self.house.store, key, None).verdict == wanted
+        self.given_back += wanted == "cancelled"
+        if key in self.model.outcomes:
+            self.compare([key])
+
+    def recall(self) -> None:
+        self.told += 1
+        if not self.bodies or self.random.random() < 0.05:
+            assert recall_lot(self.house.store, "unknown", limit=1) is None
+            return
+        lot_id = str(self.random.choice(self.bodies[-20:]).lot_id)
+        self.model.lots[lot_id].recalled = True
+        self.recalled += 1
+        recall = recall_lot(self.house.store, lot_id, limit=3)
+        assert recall is not None
+        assert recall.lot.state == "recalled"
+        found, page = list[Holder](), recall.holders
+        while True:
+            found += page.items
+            if page.next_cursor is None:
+                break
+            following = list_holders(self.house.store, lot_id, limit=3, cursor=page.next_cursor)
+            assert following is not None
+            page = following
+        wanted = self.model.holders(lot_id)
+        assert len(found) == len(wanted)
+        assert {one.order_id: one.quantity for one in found} == {
+            format_uuid(key): format_quantity(part) for key, part in wanted.items()
+        }
+
     def burst(self, count: int) -> None:
         told: dict[bytes, None] = {}
         for _ in range(count):
             key, order = self.an_order()
             payload = encode_order(order)
             header = encode_header(RecordHeader(body_hash(payload)))
-            assert self.house.writer.try_put(payload, key, header) is not None
+            accepted_ns = self.now * 1000
+            put = self.house.writer.try_put(payload, key, header, accepted_ns=accepted_ns)
+            assert put is not None
+            # What has its outcome would give back at once, before those that wait in front of it.
+            if key not in self.model.outcomes and self.random.random() < 0.05:
+                self.withdraw(key)
             self.model.order(key, order, self.now)
             told[key] = None
         self.house.ring.close()
@@ -187,6 +266,13 @@ class Story:
         self.house.ring.reopen()
         self.told += count
         self.compare(list(told))
+
+    def withdraw(self, key: bytes) -> None:
+        found = self.house.ring.find(key)
+        assert found is not None
+        self.withdrawn += 1
+        wanted = self.model.cancel(key, waits=True)
+        assert self.canceller.cancel(self.house.store, key, found.item).verdict == wanted
 
     def an_order(self) -> tuple[bytes, Order]:
         if self.keys and self.random.random() < 0.05:
@@ -223,7 +309,7 @@ class Story:
             found[row.order_id][row.lot_id] -= row.delta
         for key in keys:
             wanted = {lot_id: n for (_, lot_id), n in self.model.given.get(key, {}).items()}
-            assert dict(found[key]) == wanted
+            assert {lot_id: n for lot_id, n in found[key].items() if n} == wanted
         self.compare_lots(None if self.bursts % COMPARE_ALL_EVERY == 0 else touched)
 
     def compare_lots(self, names: set[str] | None = None) -> None:
@@ -234,3 +320,17 @@ class Story:
             found = {row.lot_id: row.available for row in connection.execute(query)}
         wanted = self.model.lots if names is None else names
         assert found == {name: self.model.lots[name].available for name in wanted}
+
+    def compare_lists(self) -> None:
+        for status in (None, "allocated", "rejected", "cancelled"):
+            seen, cursor = list[bytes](), None
+            while True:
+                page = list_orders(self.house.store, Wanted(status), limit=64, cursor=cursor)
+                seen += [view.order_id for view in page.items]
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+            assert len(set(seen)) == len(seen)
+            assert set(seen) == {
+                key for key, (found, _) in self.model.outcomes.items() if status in (None, found)
+            }

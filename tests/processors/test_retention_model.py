@@ -1,5 +1,5 @@
-"""Orders, corrections and retention in any order: every balance stays what it was, and the audit
-holds after each."""
+"""Orders, corrections, cancels, recalls and retention in any order: every balance stays what it
+was, and the audit holds after each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from processors.cancelling import Canceller
 from processors.inventory import adjust_lot
+from processors.recalling import recall_lot
 from processors.retention import MARGIN_US, Retention
 from processors.schema import Adjustment
 from tests.processors.kit import House
@@ -25,6 +27,8 @@ steps = st.lists(
         st.tuples(st.just("order"), st.integers(0, 2), st.integers(1, 3000), st.integers(0, 2)),
         st.tuples(st.just("adjust"), st.integers(0, 5), st.integers(-900, 900), st.just(0)),
         st.tuples(st.just("lot"), st.integers(0, 2), st.integers(1, 5000), st.integers(1, 50)),
+        st.tuples(st.just("cancel"), st.integers(0, 30), st.booleans(), st.just(0)),
+        st.tuples(st.just("recall"), st.integers(0, 5), st.just(0), st.just(0)),
         st.tuples(st.just("retain"), st.integers(0, 100), st.integers(1, 12), st.integers(0, 3)),
     ),
     min_size=4,
@@ -38,6 +42,8 @@ class Story:
     def __init__(self, house: House) -> None:
         self.house = house
         self.lots = 0
+        self.keys: list[bytes] = []
+        self.canceller = Canceller(house.ring.epoch)
         self.retention: Retention | None = None
 
     def do(self, step: Step) -> None:
@@ -51,8 +57,21 @@ class Story:
 
     def order(self, sku: int, thousandths: int, more: int) -> None:
         names = SKUS[sku : sku + 1 + more]
-        self.house.put(*((name, thousandths) for name in names))
+        self.keys.append(self.house.put(*((name, thousandths) for name in names)))
         self.house.work()
+
+    def cancel(self, order: int, waits: int, _: int) -> None:
+        """One of those that are settled, or a new one that waits."""
+        if not waits and self.keys:
+            self.canceller.cancel(self.house.store, self.keys[order % len(self.keys)], None)
+            return
+        found = self.house.ring.find(self.house.put((SKUS[order % 3], 1)))
+        assert found is not None
+        self.canceller.cancel(self.house.store, found.item.key, found.item)
+        self.house.work()
+
+    def recall(self, lot: int, _: int, __: int) -> None:
+        recall_lot(self.house.store, f"L{lot}", limit=1)
 
     def adjust(self, lot: int, delta: int, _: int) -> None:
         adjust_lot(self.house.store, f"L{lot}", Adjustment(delta or 1, "count"))

@@ -6,11 +6,13 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
-from processors import allocation, fefo
+from processors import allocation, cancelling, fefo
 from processors.fefo import INSUFFICIENT_STOCK, UNKNOWN_SKU, Portion, Shelf, Verdict
 from processors.schema import Line, Order
 from processors.tables import lots
@@ -36,7 +38,9 @@ def test_a_story_ends_as_the_model_says(house: House, monkeypatch: pytest.Monkey
     story = Story(house, a_seed(), monkeypatch)
     story.tell(SHORT)
     seen = story.outcomes()
-    assert min(seen["allocated"], seen["rejected"]) > SHORT // 20  # neither is rare
+    # None is rare.
+    assert min(seen["allocated"], seen["rejected"]) > SHORT // 20
+    assert min(story.withdrawn, story.given_back, story.recalled) > 0
 
 
 @pytest.mark.prove
@@ -85,8 +89,29 @@ def last_come_is_first_served(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(allocation, "allocate", allocate)
 
 
+def recalled_is_used(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(allocation, "IN_STOCK", sa.text("available > 0"))
+
+
+def all_comes_back_to_the_first_lot(patch: pytest.MonkeyPatch) -> None:
+    real = cancelling._post
+
+    def post(connection: Connection, seqs: dict[int, int], returns: list[dict[str, Any]]) -> None:
+        real(connection, seqs, [{**one, "lot": returns[0]["lot"]} for one in returns])
+
+    patch.setattr(cancelling, "_post", post)
+
+
 @pytest.mark.parametrize(
-    "mistake", [expired_is_used, age_is_ignored, a_part_will_do, last_come_is_first_served]
+    "mistake",
+    [
+        expired_is_used,
+        age_is_ignored,
+        a_part_will_do,
+        last_come_is_first_served,
+        recalled_is_used,
+        all_comes_back_to_the_first_lot,
+    ],
 )
 def test_a_mistake_in_the_product_is_found(
     house: House, monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None]
