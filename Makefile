@@ -8,7 +8,7 @@ install: .venv/installed
 
 # One stamp: a changed lock, build file or kernel source makes it anew.
 .venv/installed: requirements.lock pyproject.toml setup.py ringbuf/_kernel.c ringbuf/kernel.h \
-    ringbuf/_journal.c ingest/_lane.c
+    ringbuf/_journal.c ingest/_lane.c ingest/_bulk.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rasher needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

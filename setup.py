@@ -1,5 +1,5 @@
-"""Builds the C parts: the ring's kernel, the journal's syncer, the lane's answer. All else is in
-pyproject.toml."""
+"""Builds the C parts: the ring's kernel, the journal's syncer, the lane's answer, what a bulk does
+for each line. All else is in pyproject.toml."""
 
 import os
 import sys
@@ -42,6 +42,7 @@ setup(
         extension("ringbuf._kernel", "ringbuf/_kernel.c", "ringbuf/kernel.h"),
         extension("ringbuf._journal", "ringbuf/_journal.c"),
         extension("ingest._lane", "ingest/_lane.c"),
+        extension("ingest._bulk", "ingest/_bulk.c"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

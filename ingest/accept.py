@@ -49,6 +49,7 @@ from ingest.answers import (
 )
 from ingest.claims import Claims
 from ingest.drain import DrainMeter
+from ingest.ending import Ending
 from ingest.idempotency import derived_id
 from ingest.ids import OrderIds
 from ingest.lookup import Earlier
@@ -136,7 +137,8 @@ class Acceptor:
         # Refuses everything while the orders of before a power loss are put back.
         self.recovering = False
         self._mapping, self._room = ring.mapping, ring.room
-        self._writer = writer
+        self._writer = self.writer = writer
+        self.ending = Ending()
         self._find_stored = find_stored
         self._full_timeout_s = full_timeout_s
         self._new_id = new_id or OrderIds()
@@ -176,7 +178,7 @@ class Acceptor:
         try:
             order_id, order = decode_order(body)
         except (Malformed, Invalid) as error:
-            return self._not_an_order(error)
+            return self.not_an_order(error)
         payload = encode_order(order)
         if idempotency_key is not None:
             derived = derived_id(origin.owner, idempotency_key)
@@ -185,9 +187,9 @@ class Acceptor:
                 return other_id(derived)
             order_id = derived
         if order_id is not None:
-            return self._to_compare(order_id, payload, begun_ns, origin)
+            return self.to_compare(order_id, payload, begun_ns, origin)
         if len(payload) + len(origin.header) > self._room:
-            return self._too_large(len(payload) + len(origin.header))
+            return self.too_large(len(payload) + len(origin.header))
         return self._try(self._new_id(), payload, begun_ns, origin.header)
 
     def _try(self, key: bytes, payload: bytes, begun_ns: int, header: bytes) -> Accepted:
@@ -240,8 +242,7 @@ class Acceptor:
 
         Cancelled, it leaves nothing: the order is not in the ring and never will be.
         """
-        self.meter.note()
-        answer = await self._put_in_time(pending)
+        answer = await self.enter(pending)
         # Out of every time limit: after the slot there is no 503, however long a sync takes.
         return answer if isinstance(answer, Answer) else await _answered(answer)
 
@@ -257,14 +258,16 @@ class Acceptor:
             return recovering()
         payload, header = revival.payload, revival.header
         if len(payload) + len(header) > self._room:
-            return self._too_large(len(payload) + len(header))
+            return self.too_large(len(payload) + len(header))
         digest = posted_hash(header, payload)
         begun_ns = time.perf_counter_ns()
         return await self.finish(
             Pending(key, payload, header, digest, True, begun_ns, revival.round)
         )
 
-    async def _put_in_time(self, pending: Pending) -> Answer | Waiting:
+    async def enter(self, pending: Pending) -> Answer | Waiting:
+        """finish, without the wait for the sync."""
+        self.meter.note()
         try:
             if not pending.own_id:
                 return await self._put(pending)
@@ -292,7 +295,7 @@ class Acceptor:
                 await stack.enter_async_context(self._claims.of(pending.key))
             return await self._put_once(pending)
 
-    def _to_compare(
+    def to_compare(
         self, key: bytes, payload: bytes, begun_ns: int, origin: Origin
     ) -> Answer | Pending:
         """An order that may have come before. Only these carry the hash of their body: nobody posts
@@ -302,7 +305,7 @@ class Acceptor:
             RecordHeader(digest, origin.owner, origin.request_id, origin.traceparent)
         )
         if len(payload) + len(header) > self._room:
-            return self._too_large(len(payload) + len(header))
+            return self.too_large(len(payload) + len(header))
         return Pending(key, payload, header, digest, True, begun_ns)
 
     async def _put(self, pending: Pending) -> Answer | Waiting:
@@ -386,14 +389,16 @@ class Acceptor:
         position = sequence - self._mapping.head
         return position if position > 0 else 0
 
-    def _not_an_order(self, error: Malformed | Invalid) -> Answer:
+    def not_an_order(self, error: Malformed | Invalid) -> Answer:
+        """400, or 422 with every field error."""
         if isinstance(error, Invalid):
             self.tally.count("invalid")
             return invalid(error.errors)
         self.tally.count("malformed")
         return problem(MALFORMED, str(error))
 
-    def _too_large(self, size: int) -> Answer:
+    def too_large(self, size: int) -> Answer:
+        """413 for an order that no slot has room for."""
         self.tally.count("too_large")
         return problem(
             ORDER_TOO_LARGE,

@@ -21,6 +21,7 @@ from ingest.metrics import Metrics
 from ingest.order_list import ListOrders
 from ingest.orders import GetOrder, PostOrder
 from ingest.origin import Traced
+from ingest.post_bulk import PostBulk
 from ingest.stock import Stock
 from processors.settings import Settings
 from processors.tally import Tally
@@ -64,6 +65,7 @@ def make_routes(
                 GET=answering(ListOrders(ring, database)),
                 POST=PostOrder(acceptor, body_bytes_max),
             ),
+            _route("/orders/bulk", POST=PostBulk(acceptor, ring, settings)),
             _route(
                 "/orders/{order_id}",
                 GET=answering(GetOrder(ring, database)),

@@ -102,10 +102,10 @@ async def _drop(receive: Receive) -> None:
         return
 
 
-def wrong_type(content_type: bytes | None) -> Answer:
+def wrong_type(content_type: bytes | None, wanted: str = "application/json") -> Answer:
     """415."""
     found = "none" if content_type is None else repr(content_type[:100].decode("latin-1"))
-    return problem(WRONG_TYPE, f"Content-Type must be application/json, is {found}")
+    return problem(WRONG_TYPE, f"Content-Type must be {wanted}, is {found}")
 
 
 def too_large(size: str, body_bytes_max: int, *, unread: bool = True) -> Answer:

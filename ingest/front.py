@@ -90,6 +90,7 @@ class FrontServer(uvicorn.Server):
 
     def drain(self) -> None:
         """Begin to end; `run_until_drained` returns when the last answer is sent."""
+        self._acceptor.ending.announce(self._drain_timeout_s)
         self._draining = True
         self._end.set()
         self.server_state.freed.set()
@@ -98,6 +99,7 @@ class FrontServer(uvicorn.Server):
         """Begin to end, with another front at work: whoever has a connection here notices nothing
         but its close, which is announced by an answer or comes when it was idle as long as ever."""
         self.server_state.retiring = True
+        self._acceptor.ending.announce(self._drain_timeout_s)
         for connection in list(self.server_state.connections):
             assert isinstance(connection, FrontProtocol)
             connection.retire()

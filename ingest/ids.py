@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from struct import Struct
 
+from ingest._bulk import next_keys
+
 # RFC 9562: 48 bits of milliseconds, version, 12 of rand_a; then variant, 62 of rand_b.
 VERSION = 7 << 12
 VARIANT = 2 << 62
@@ -44,6 +46,17 @@ class OrderIds:
                 return _pack(self._high, VARIANT | rand_b)
             ms = self._ms + 1
         return self._begin(ms)
+
+    def many(self, count: int) -> list[bytes]:
+        """The next keys, in one go."""
+        keys: list[bytes] = []
+        while len(keys) < count:
+            keys.append(self())
+            more, self._rand_b = next_keys(
+                self._high, self._rand_b, self._entropy(4 * (count - len(keys)))
+            )
+            keys += more
+        return keys
 
     def _begin(self, ms: int) -> bytes:
         self._ms = ms

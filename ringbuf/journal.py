@@ -139,6 +139,13 @@ class Journal:
             spare is not None and spare.free >= need
         )
 
+    def room_for(self, record_bytes: int) -> int:
+        """How many records, none larger than that, can be appended now."""
+        if self._failed:
+            return 0
+        free = max((one.free for one in (self._current, self._spare) if one is not None), default=0)
+        return max(0, free - self._queued - self._reserved) // group_bytes(record_bytes)
+
     async def reserve(self, record_bytes: int) -> int:
         """-> bytes to `release` when the record was appended, or will not be. Waits while room is
         being made; raises RoomGone when it can't be, ValueError when no segment has so much."""

@@ -1,0 +1,144 @@
+"""The ASGI application of `POST /orders/bulk`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from ingest.accept import Acceptor
+from ingest.answers import CLOSE, Answer, Refused, Unanswered, problem, unavailable
+from ingest.bulk import Bulk
+from ingest.exchange import (
+    DROPPING_S_MAX,
+    HungUp,
+    Receive,
+    Scope,
+    Send,
+    deliver,
+    header,
+    wrong_type,
+)
+from ingest.hangup import cut_off, unless_hung_up
+from ingest.idempotency import idempotency_key
+from ingest.ndjson import Lines
+from ingest.origin import origin_of
+from ingest.results import NDJSON_TYPE, NotRead, Results, Spooled, Streamed
+from ingest.stock import read_query
+from processors.settings import Settings
+from ringbuf import Ring
+
+# At once, for each has memory and perhaps a file; others wait as for room in the ring.
+BULKS_MAX = 32
+# How long the rest of a bulk that was stopped is read and dropped, for a client that sends all
+# before it reads its results.
+STOPPED_S_MAX = 30.0
+NDJSON = re.compile(rb"application/x-ndjson[ \t]*(?:;.*)?", re.IGNORECASE | re.DOTALL)
+NONE_WANTED = re.compile(rb";[ \t]*q=0(?:\.0*)?[ \t]*(?:;|\Z)", re.IGNORECASE)
+TRUTH = {"true": True, "false": False}
+TOO_SLOW = 408
+
+
+class PostBulk:
+    """One for each front."""
+
+    def __init__(self, acceptor: Acceptor, ring: Ring, settings: Settings) -> None:
+        self._acceptor = acceptor
+        self._ring = ring
+        self._settings = settings
+        self._places = asyncio.Semaphore(BULKS_MAX)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_hung_up(scope, self._answer(scope, receive, send))
+        except Refused as refused:
+            await deliver(_last(refused.answer), receive, send)
+        except (Unanswered, NotRead):
+            await cut_off(scope)
+        except HungUp:
+            return
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        errors_only = self._check(scope)
+        results: Results = Spooled(send, self._settings.data_dir)
+        if wants_stream(header(scope, b"accept")):
+            results = Streamed(send)
+        bulk = Bulk(
+            self._acceptor,
+            self._ring,
+            results,
+            self._line_bytes_max,
+            errors_only=errors_only,
+            origin=origin_of(scope),
+            repeatable=idempotency_key(scope),
+        )
+        lines = Lines(receive, self._line_bytes_max, self._acceptor.ending)
+        try:
+            async with self._place():
+                await self._take(bulk, lines, results)
+        finally:
+            results.close()
+
+    async def _take(self, bulk: Bulk, lines: Lines, results: Results) -> None:
+        stopped = await bulk.take_all(lines)
+        if stopped is not None:
+            if not bulk.accepted and not bulk.refused:
+                raise Refused(stopped.answer)
+            await bulk.tell_end(stopped)
+            if stopped.answer.status != TOO_SLOW:
+                await self._drop(lines)
+        await results.finish(bulk.accepted, bulk.refused, closes=stopped is not None)
+
+    async def _drop(self, lines: Lines) -> None:
+        limit_s = DROPPING_S_MAX if self._acceptor.ending.over else STOPPED_S_MAX
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await lines.drop()
+
+    def _check(self, scope: Scope) -> bool:
+        """-> errors_only. Raises Refused."""
+        kind = header(scope, b"content-type")
+        if kind is None or NDJSON.fullmatch(kind.strip()) is None:
+            self._acceptor.tally.count("wrong_type")
+            raise Refused(wrong_type(kind, NDJSON_TYPE.decode()))
+        errors_only = read_query(scope, "errors_only").get("errors_only", "false")
+        if errors_only not in TRUTH:
+            raise Refused(problem(422, f"errors_only={errors_only[:20]}: must be true or false"))
+        refusal = self._acceptor.refusal()
+        if refusal is not None:
+            raise Refused(refusal)
+        return TRUTH[errors_only]
+
+    @property
+    def _line_bytes_max(self) -> int:
+        return self._settings.http.max_body_bytes
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        limit_s = self._settings.ring.full_timeout_s
+        try:
+            async with self._acceptor.ending.before(limit_s):
+                await self._places.acquire()
+        except TimeoutError:
+            detail = f"{BULKS_MAX} other bulks were under way for {limit_s:g} s (--full-timeout)"
+            retry_after_s = self._acceptor.meter.retry_after_s(self._acceptor.parked + 1)
+            raise Refused(unavailable(detail, retry_after_s)) from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+def wants_stream(accept: bytes | None) -> bool:
+    """Whether NDJSON is named in that Accept, and not to say that it is not wanted."""
+    return any(
+        NDJSON.fullmatch(one.strip()) and not NONE_WANTED.search(one)
+        for one in (accept or b"").split(b",")
+    )
+
+
+def _last(answer: Answer) -> Answer:
+    """The answer to a request whose body nobody read: with it the connection ends."""
+    headers = answer.headers if answer.closes else answer.headers + CLOSE
+    return Answer(answer.status, headers, answer.body, unread_body=True)
