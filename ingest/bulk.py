@@ -22,9 +22,9 @@ from typing import cast
 
 from ingest._bulk import pack_orders, render_taken
 from ingest.accept import Acceptor, Pending, draining
-from ingest.answers import Answer, Unanswered, unavailable
+from ingest.answers import Answer, Unanswered, problem, unavailable
 from ingest.batch import Batch
-from ingest.exchange import too_large, too_slow
+from ingest.exchange import too_slow
 from ingest.idempotency import derived_id
 from ingest.ndjson import LINE_S_MAX, Lines
 from ingest.origin import NOBODY, Origin
@@ -181,12 +181,11 @@ class Bulk:
             self._turn_s = self._loop.time()
         key = None
         if payload is None:
-            line = line.strip()
-            if not line:
-                return None
-            if len(line) > self._line_bytes_max:
+            if len(line.removesuffix(b"\r")) > self._line_bytes_max:
                 self._acceptor.tally.count("too_large")
-                return too_large(f"more than {self._line_bytes_max} bytes", self._line_bytes_max)
+                return line_too_large(self._line_bytes_max)
+            if not line.strip():
+                return None
             try:
                 key, order = decode_order(line)
             except (Malformed, Invalid) as error:
@@ -265,6 +264,12 @@ class Bulk:
             await self._results.flush()
         except OSError as error:
             raise Stopped(self._next, no_room_for_results(error)) from error
+
+
+def line_too_large(line_bytes_max: int) -> Answer:
+    """413."""
+    detail = f"the line has more than {line_bytes_max} bytes, the limit (--max-body-bytes)"
+    return problem(413, detail)
 
 
 def no_room_for_results(error: OSError) -> Answer:

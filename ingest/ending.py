@@ -7,8 +7,9 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-# Of --graceful-timeout: so much for what is under way, the rest for the last answers.
-SHARE = 0.5
+# Of --graceful-timeout: after so much nothing more is begun, after so much nobody is waited for;
+# what is left is for the last answers.
+LAST_BEGUN, LAST_READ = 0.5, 0.75
 
 
 class Ending:
@@ -16,13 +17,14 @@ class Ending:
     between its steps and does its waiting in `before`."""
 
     def __init__(self) -> None:
-        self._at_s = math.inf  # of the loop's clock
+        self._at_s = self._read_by_s = math.inf  # of the loop's clock
         self._waits: set[asyncio.Timeout] = set()
 
     def announce(self, graceful_s: float) -> None:
         """The front ends within that time, counted from the first announcement."""
         now_s = asyncio.get_running_loop().time()
-        self._at_s = min(self._at_s, now_s + graceful_s * SHARE)
+        self._at_s = min(self._at_s, now_s + graceful_s * LAST_BEGUN)
+        self._read_by_s = min(self._read_by_s, now_s + graceful_s * LAST_READ)
         for wait in self._waits:
             if (wait.when() or math.inf) > self._at_s:
                 wait.reschedule(self._at_s)
@@ -31,6 +33,10 @@ class Ending:
     def over(self) -> bool:
         """Nothing more is to be begun."""
         return asyncio.get_running_loop().time() >= self._at_s
+
+    def patience_s(self, limit_s: float) -> float:
+        """How long a client that has its last answer may still be waited for, at most limit_s."""
+        return min(limit_s, max(0.0, self._read_by_s - asyncio.get_running_loop().time()))
 
     @asynccontextmanager
     async def before(self, limit_s: float = math.inf) -> AsyncIterator[None]:

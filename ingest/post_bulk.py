@@ -11,7 +11,6 @@ from ingest.accept import Acceptor
 from ingest.answers import CLOSE, Answer, Refused, Unanswered, problem, unavailable
 from ingest.bulk import Bulk
 from ingest.exchange import (
-    DROPPING_S_MAX,
     HungUp,
     Receive,
     Scope,
@@ -91,9 +90,8 @@ class PostBulk:
         await results.finish(bulk.accepted, bulk.refused, closes=stopped is not None)
 
     async def _drop(self, lines: Lines) -> None:
-        limit_s = DROPPING_S_MAX if self._acceptor.ending.over else STOPPED_S_MAX
         with suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(self._acceptor.ending.patience_s(STOPPED_S_MAX)):
                 await lines.drop()
 
     def _check(self, scope: Scope) -> bool:
