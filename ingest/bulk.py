@@ -34,6 +34,10 @@ from ringbuf import Closed, Ring
 
 # Between two looks at whether the front ends; results are given out at least as often.
 LINES_AT_ONCE = 256
+# How long results may be kept back so that more go out together, while nothing else waits.
+TELL_S = 0.01
+# Between two looks at a full ring that empties.
+PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.008
 # How long others of this front wait while lines are read one by one.
 TURN_S_MAX = 0.005
 NO_ROOM_RETRY_AFTER_S = 2
@@ -78,6 +82,8 @@ class Bulk:
         self._repeatable = repeatable
         self._loop = asyncio.get_running_loop()
         self._turn_s = self._loop.time()
+        self._told_s = self._turn_s
+        self._capacity, self._pause_s = ring.capacity, PAUSE_S_MIN
         self._next = 1  # the first line that nothing was done about
         self._untold: list[Callable[[], bytes]] = []  # in the order of the lines
         self._synced: asyncio.Future[Answer | None] | None = None
@@ -108,7 +114,9 @@ class Bulk:
                 if self._acceptor.ending.over:
                     raise Stopped(self._next, draining())
                 await self._take(some[begin : begin + LINES_AT_ONCE])
-                await self._tell()
+                if self._loop.time() - self._told_s > TELL_S:
+                    await self._tell()
+            await self._tell()
 
     async def tell_end(self, stopped: Stopped) -> None:
         """Has the end told."""
@@ -149,10 +157,24 @@ class Bulk:
                 raise Stopped(self._next, draining()) from None
             self._taken(keys[:taken])
             keys, payloads = keys[taken:], payloads[taken:]
-            if keys:
+            if not keys:
+                return
+            if taken:
+                await self._pause(taken)
+            else:
                 await self._tell()  # before it waits
                 await self._put_next(self._pending(keys[0], payloads[0], begun_ns))
                 keys, payloads = keys[1:], payloads[1:]
+
+    async def _pause(self, taken: int) -> None:
+        """Until about half of what can be put at once has room: others' waits in line cost several
+        times this timer. Who finds no room then waits in line, too."""
+        half = min(self._capacity, LINES_AT_ONCE) // 2
+        self._pause_s *= 0.7 if taken > half else 1.4
+        self._pause_s = min(max(self._pause_s, PAUSE_S_MIN), PAUSE_S_MAX)
+        if self._loop.time() - self._told_s > TELL_S:
+            await self._tell()
+        await asyncio.sleep(self._pause_s)
 
     def _pending(self, key: bytes, payload: bytes, begun_ns: int) -> Pending:
         return Pending(key, payload, self._header, b"", False, begun_ns)
@@ -260,6 +282,7 @@ class Bulk:
         for render in self._untold:
             self._results.add(render())
         self._untold.clear()
+        self._told_s = self._loop.time()
         try:
             await self._results.flush()
         except OSError as error:

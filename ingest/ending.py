@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Any
 
 # Of --graceful-timeout: after so much nothing more is begun, after so much nobody is waited for;
 # what is left is for the last answers.
@@ -38,13 +37,34 @@ class Ending:
         """How long a client that has its last answer may still be waited for, at most limit_s."""
         return min(limit_s, max(0.0, self._read_by_s - asyncio.get_running_loop().time()))
 
-    @asynccontextmanager
-    async def before(self, limit_s: float = math.inf) -> AsyncIterator[None]:
-        """Raises TimeoutError after that time, or at the end if that comes first."""
+    def before(self, limit_s: float = math.inf) -> Before:
+        """To wait in: raises TimeoutError after that time, or at the end if that comes first."""
+        return Before(self, limit_s)
+
+    def watch(self, limit_s: float) -> asyncio.Timeout:
+        """A timeout that is moved when the front begins to end, until `forget`."""
         when_s = min(asyncio.get_running_loop().time() + limit_s, self._at_s)
-        async with asyncio.timeout_at(when_s if when_s < math.inf else None) as wait:
-            self._waits.add(wait)
-            try:
-                yield
-            finally:
-                self._waits.discard(wait)
+        wait = asyncio.timeout_at(when_s if when_s < math.inf else None)
+        self._waits.add(wait)
+        return wait
+
+    def forget(self, wait: asyncio.Timeout) -> None:
+        self._waits.discard(wait)
+
+
+class Before:
+    """A class, for it is entered with every wait of a bulk, and a generator would cost more."""
+
+    __slots__ = ("_ending", "_limit_s", "_wait")
+
+    def __init__(self, ending: Ending, limit_s: float) -> None:
+        self._ending = ending
+        self._limit_s = limit_s
+
+    async def __aenter__(self) -> None:
+        self._wait = self._ending.watch(self._limit_s)
+        await self._wait.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        self._ending.forget(self._wait)
+        await self._wait.__aexit__(*error)
