@@ -382,13 +382,13 @@ async def test_without_room_for_results_it_stops_and_tells_those_that_there_are(
         return written(fd, data, offset)
 
     monkeypatch.setattr("ingest.results.os.pwrite", full)
-    service = await start(capacity=4096)
-    _, content = await bulk(service, numbered(2000))
+    service = await start(capacity=16384, slot_bytes=512)
+    _, content = await bulk(service, numbered(15_000))
     *taken, last = content["items"]
     assert [one["line"] for one in taken] == list(range(1, last["line"]))
     assert (last["error"]["status"], last["stopped"]) == (503, True)
     assert "--data-dir" in last["error"]["detail"]
-    assert service.ring.depth == content["accepted"] == len(taken) < 2000
+    assert service.ring.depth == content["accepted"] == len(taken) < 15_000
 
 
 async def test_a_repeat_under_one_key_is_the_same_orders(start: Start) -> None:
