@@ -183,6 +183,18 @@ async def test_lines_of_every_kind_each_get_what_they_would_get_alone(
         assert counts == (taken, len(expected) - taken)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+async def test_a_line_may_be_as_long_as_the_limit_and_no_longer(start: Start, end: bytes) -> None:
+    limit = 200
+    service = await start(max_body_bytes=limit)
+    for size, status in ((limit - 1, 202), (limit, 202), (limit + 1, 413), (10 * limit, 413)):
+        _, content = await bulk(service, ORDER.ljust(size) + end)
+        (found,) = content["items"]
+        assert found.get("error", {"status": 202})["status"] == status, size
+    assert str(limit) in found["error"]["detail"]
+    assert "--max-body-bytes" in found["error"]["detail"]
+
+
 async def test_an_error_is_a_problem_with_its_pointers(service: Service) -> None:
     _, content = await bulk(service, b'{"customer":"c","lines":[{"sku":"A","quantity":"x"}]}')
     error = content["items"][0]["error"]
