@@ -132,7 +132,7 @@ class Acceptor:
         claims: Claims | None = None,
     ) -> None:
         self._ring = ring
-        self._claims = claims
+        self._claims = self.claims = claims
         self.journal = journal
         # Refuses everything while the orders of before a power loss are put back.
         self.recovering = False
@@ -143,7 +143,7 @@ class Acceptor:
         self._full_timeout_s = full_timeout_s
         self._new_id = new_id or OrderIds()
         self.tally = tally or Tally()
-        self._turns = Turns()
+        self._turns = self.turns = Turns()
         self.meter = DrainMeter(lambda: ring.head)
 
     @property

@@ -65,7 +65,7 @@ def make_routes(
                 GET=answering(ListOrders(ring, database)),
                 POST=PostOrder(acceptor, body_bytes_max),
             ),
-            _route("/orders/bulk", POST=PostBulk(acceptor, ring, settings)),
+            _route("/orders/bulk", POST=PostBulk(acceptor, ring, database, settings)),
             _route(
                 "/orders/{order_id}",
                 GET=answering(GetOrder(ring, database)),

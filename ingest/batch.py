@@ -13,8 +13,8 @@ from ringbuf.segment import RECORD, encode_record
 
 
 class Batch:
-    """The way in for orders without ids of their own, beside the acceptor of the same ring, writer
-    and journal. One for each who puts many."""
+    """The way in for orders that are surely new, beside the acceptor of the same ring, writer and
+    journal. One for each who puts many."""
 
     def __init__(self, ring: Ring, writer: Writer, journal: Journal | None, tally: Tally) -> None:
         self._ring = ring
@@ -24,19 +24,21 @@ class Batch:
         self.new_keys = OrderIds().many
         self._synced: asyncio.Future[None] | None = None
 
-    def put(self, keys: list[bytes], payloads: list[bytes], header: bytes, begun_ns: int) -> int:
+    def put(
+        self, keys: list[bytes], payloads: list[bytes], headers: list[bytes], begun_ns: int
+    ) -> int:
         """Puts as many as have room in ring and journal, from the first on -> how many; none while
         others wait for room. Each fits a slot. Raises Closed. They hold after `synced`."""
         journal = self._journal
         if journal is not None:
-            room = journal.room_for(RECORD.size + len(header) + max(map(len, payloads)))
-            keys, payloads = keys[:room], payloads[:room]
-        headers = [header] * len(keys) if header else None
+            largest = RECORD.size + max(map(len, headers)) + max(map(len, payloads))
+            room = journal.room_for(largest)
+            keys, payloads, headers = keys[:room], payloads[:room], headers[:room]
         first, count = self._writer.put_batch(payloads, keys, headers)
         if journal is None:
             self._tally.accepted_many(begun_ns, count)
         elif count:
-            self._append(journal, keys[:count], payloads, header, first)
+            self._append(journal, keys[:count], payloads, headers, first)
             self._tell(journal, begun_ns, count)
         return count
 
@@ -50,13 +52,22 @@ class Batch:
                 raise Unanswered
 
     def _append(
-        self, journal: Journal, keys: list[bytes], payloads: list[bytes], header: bytes, first: int
+        self,
+        journal: Journal,
+        keys: list[bytes],
+        payloads: list[bytes],
+        headers: list[bytes],
+        first: int,
     ) -> None:
         now_ns = time.time_ns()
         for place, key in enumerate(keys):
             journal.append(
                 encode_record(
-                    key, payloads[place], header, sequence=first + place, accepted_ns=now_ns
+                    key,
+                    payloads[place],
+                    headers[place],
+                    sequence=first + place,
+                    accepted_ns=now_ns,
                 )
             )
 

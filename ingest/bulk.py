@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from itertools import count, groupby
-from typing import cast
+from typing import NamedTuple, Self, TypeAlias, cast
 
 from ingest._bulk import pack_orders, render_taken
 from ingest.accept import Acceptor, Pending, draining
-from ingest.answers import Answer, Unanswered, problem, unavailable
+from ingest.answers import Answer, Refused, Unanswered, problem, unavailable
 from ingest.batch import Batch
 from ingest.exchange import too_slow
 from ingest.idempotency import derived_id
 from ingest.ndjson import LINE_S_MAX, Lines
+from ingest.novel import IDS_AT_ONCE, Novel
 from ingest.origin import NOBODY, Origin
 from ingest.results import Results
 from processors.schema import Invalid, Malformed, decode_order, encode_order
@@ -42,6 +43,29 @@ PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.008
 TURN_S_MAX = 0.005
 NO_ROOM_RETRY_AFTER_S = 2
 TAKEN, UNAVAILABLE = 202, 503
+
+Tell: TypeAlias = "Callable[[], Awaitable[None]]"
+
+
+class Orders(NamedTuple):
+    """Orders to be put, as lists of what each has."""
+
+    keys: list[bytes]
+    payloads: list[bytes]
+    headers: list[bytes]
+
+    @classmethod
+    def of(cls, pending: list[Pending]) -> Self:
+        """The same of those."""
+        return cls(
+            [one.key for one in pending],
+            [one.payload for one in pending],
+            [one.header for one in pending],
+        )
+
+
+async def nothing() -> None:
+    """Is told."""
 
 
 class Stopped(Exception):
@@ -64,6 +88,7 @@ class Bulk:
         self,
         acceptor: Acceptor,
         ring: Ring,
+        novel: Novel,
         results: Results,
         line_bytes_max: int,
         *,
@@ -72,6 +97,7 @@ class Bulk:
         repeatable: bytes | None = None,
     ) -> None:
         self._acceptor = acceptor
+        self._novel = novel
         self._batch = Batch(ring, acceptor.writer, acceptor.journal, acceptor.tally)
         self._origin = origin
         self._header = origin.header
@@ -131,14 +157,14 @@ class Bulk:
         if self._repeatable is None and None not in payloads:
             plain = cast("list[bytes]", payloads)
             if max(map(len, plain)) <= self._room:
-                await self._put(plain)
+                await self._put_plain(plain)
                 return
         found = [
             await self._look(*one) for one in zip(count(self._next), lines, payloads, strict=False)
         ]
         for kind, group in groupby(found, type):
             if kind is bytes:
-                await self._put(cast("list[bytes]", list(group)))
+                await self._put_plain(cast("list[bytes]", list(group)))
             elif kind is Pending:
                 await self._compare(cast("list[Pending]", list(group)))
             else:
@@ -146,38 +172,47 @@ class Bulk:
 
     # ---- many at a time --------------------------------------------------------------------------
 
-    async def _put(self, payloads: list[bytes]) -> None:
+    async def _put_plain(self, payloads: list[bytes]) -> None:
         """Orders that get ids of ours."""
+        count = len(payloads)
+        keys, headers = self._batch.new_keys(count), [self._header] * count
+        await self._put(Orders(keys, payloads, headers), self._taken, self._tell)
+
+    async def _put(
+        self, orders: Orders, taken: Callable[[list[bytes]], object], tell: Tell
+    ) -> None:
+        """All of them. `taken`: is called with the ids of those that are in, as they get in;
+        `tell`: what to do when it has to wait. Raises Stopped."""
         begun_ns = time.perf_counter_ns()
-        keys = self._batch.new_keys(len(payloads))
+        keys, payloads, headers = orders
         while keys:
             try:
-                taken = self._batch.put(keys, payloads, self._header, begun_ns)
+                count = self._batch.put(keys, payloads, headers, begun_ns)
             except Closed:
                 raise Stopped(self._next, draining()) from None
-            self._taken(keys[:taken])
-            keys, payloads = keys[taken:], payloads[taken:]
-            if not keys:
+            taken(keys[:count])
+            if count == len(keys):
                 return
-            if taken:
-                await self._pause(taken)
+            if count:
+                await self._pause(count, tell)
             else:
-                await self._tell()  # before it waits
-                await self._put_next(self._pending(keys[0], payloads[0], begun_ns))
-                keys, payloads = keys[1:], payloads[1:]
+                await tell()
+                await self._put_next(
+                    Pending(keys[0], payloads[0], headers[0], b"", False, begun_ns)
+                )
+                taken(keys[:1])
+                count = 1
+            keys, payloads, headers = keys[count:], payloads[count:], headers[count:]
 
-    async def _pause(self, taken: int) -> None:
+    async def _pause(self, taken: int, tell: Tell) -> None:
         """Until about half of what can be put at once has room: others' waits in line cost several
         times this timer. Who finds no room then waits in line, too."""
         half = min(self._capacity, LINES_AT_ONCE) // 2
         self._pause_s *= 0.7 if taken > half else 1.4
         self._pause_s = min(max(self._pause_s, PAUSE_S_MIN), PAUSE_S_MAX)
         if self._loop.time() - self._told_s > TELL_S:
-            await self._tell()
+            await tell()
         await asyncio.sleep(self._pause_s)
-
-    def _pending(self, key: bytes, payload: bytes, begun_ns: int) -> Pending:
-        return Pending(key, payload, self._header, b"", False, begun_ns)
 
     async def _put_next(self, pending: Pending) -> None:
         """One that waits for room, in line with the orders of other requests."""
@@ -190,7 +225,6 @@ class Bulk:
             self._synced = answer
         elif answer.status != TAKEN:
             raise Stopped(self._next, answer)
-        self._taken([pending.key])
 
     # ---- one by one ------------------------------------------------------------------------------
 
@@ -223,16 +257,52 @@ class Bulk:
         return self._acceptor.too_large(len(payload) + len(self._header))
 
     async def _compare(self, pending: list[Pending]) -> None:
-        """Orders with ids of their own, side by side: the database is asked about all at once."""
+        """Orders with ids of their own."""
+        for begin in range(0, len(pending), IDS_AT_ONCE):
+            await self._compare_some(pending[begin : begin + IDS_AT_ONCE])
+
+    async def _compare_some(self, pending: list[Pending]) -> None:
         await self._tell()
-        answers = await asyncio.gather(*map(self._finish, pending))
+        put: list[bytes] = []
+        stop = None
+        with self._novel.holding() as held:
+            try:
+                new = await self._novel.hold([one.key for one in pending], held)
+                orders = Orders.of(
+                    [one for one, is_new in zip(pending, new, strict=True) if is_new]
+                )
+                # Nothing is told meanwhile: nobody is to hold ids by leaving results lying.
+                await self._put(orders, put.extend, nothing)
+            except Refused as refused:
+                self._acceptor.tally.count("database")
+                raise Stopped(self._next, refused.answer) from None
+            except Stopped as stopped:
+                stop = stopped.answer
+        # The first new one that did not get in is where it stopped.
+        places = [place for place, is_new in enumerate(new) if is_new]
+        end = places[len(put)] if len(put) < len(places) else len(pending)
+        await self._tell_apart(pending[:end], new[:end], stop)
+
+    async def _tell_apart(
+        self, pending: list[Pending], new: list[bool], stop: Answer | None
+    ) -> None:
+        """The new ones are in. The others somebody else is at, or they were there before: they are
+        compared, side by side."""
+        others = [one for one, is_new in zip(pending, new, strict=True) if not is_new]
+        answers = await asyncio.gather(*map(self._finish, others))
         if None in answers:
             raise Unanswered
-        stop = None
-        for one, answer in zip(pending, cast("list[Answer]", answers), strict=True):
-            if answer.status == TAKEN:
-                self._taken([one.key])
-            else:
+        left = iter(cast("list[Answer]", answers))
+        for is_new, alike in groupby(zip(pending, new, strict=True), lambda one: one[1]):
+            keys = [one.key for one, _ in alike]
+            if is_new:
+                self._taken(keys)
+                continue
+            for key in keys:
+                answer = next(left)
+                if answer.status == TAKEN:
+                    self._taken([key])
+                    continue
                 self._refuse([answer])
                 stop = answer if answer.status == UNAVAILABLE else stop
         if stop is not None:

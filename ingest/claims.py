@@ -54,6 +54,14 @@ class Claims:
         finally:
             self._set(place, fcntl.F_UNLCK)
 
+    def take(self, key: bytes) -> bool:
+        """Hold it until `let_go`, unless another front does; does not wait. Raises Refused."""
+        return self._take(place_of(key))
+
+    def let_go(self, key: bytes) -> None:
+        """What was taken is anybody's."""
+        self._set(place_of(key), fcntl.F_UNLCK)
+
     def _take(self, place: int) -> bool:
         try:
             self._set(place, fcntl.F_WRLCK)

@@ -7,6 +7,7 @@ ids of their own costs a few statements, not one and a thread's wake-up for each
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from msgspec import Struct
 
@@ -39,11 +40,19 @@ class Lookup:
 
     async def find(self, key: bytes) -> Earlier | None:
         """The order of that id, if it has an outcome. Refused when the database can't be asked."""
+        return await self._ask_for(key)
+
+    async def find_many(self, keys: Collection[bytes]) -> dict[bytes, Earlier]:
+        """Those of these ids that have an outcome. Refused when the database can't be asked."""
+        answers = dict(zip(keys, await asyncio.gather(*map(self._ask_for, keys)), strict=True))
+        return {key: earlier for key, earlier in answers.items() if earlier is not None}
+
+    def _ask_for(self, key: bytes) -> asyncio.Future[Earlier | None]:
         future: asyncio.Future[Earlier | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, future))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_all())
-        return await future
+        return future
 
     async def _ask_all(self) -> None:
         while self._waiting:

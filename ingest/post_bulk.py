@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from ingest.accept import Acceptor
 from ingest.answers import CLOSE, Answer, Refused, Unanswered, problem, unavailable
 from ingest.bulk import Bulk
+from ingest.database import Database
 from ingest.exchange import (
     HungUp,
     Receive,
@@ -21,7 +22,9 @@ from ingest.exchange import (
 )
 from ingest.hangup import cut_off, unless_hung_up
 from ingest.idempotency import idempotency_key
+from ingest.lookup import Lookup
 from ingest.ndjson import Lines
+from ingest.novel import Novel
 from ingest.origin import origin_of
 from ingest.results import NDJSON_TYPE, NotRead, Results, Spooled, Streamed
 from ingest.stock import read_query
@@ -42,7 +45,11 @@ TOO_SLOW = 408
 class PostBulk:
     """One for each front."""
 
-    def __init__(self, acceptor: Acceptor, ring: Ring, settings: Settings) -> None:
+    def __init__(
+        self, acceptor: Acceptor, ring: Ring, database: Database, settings: Settings
+    ) -> None:
+        find_many = Lookup(database).find_many
+        self._novel = Novel(ring, acceptor.turns, acceptor.claims, find_many)
         self._acceptor = acceptor
         self._ring = ring
         self._settings = settings
@@ -66,6 +73,7 @@ class PostBulk:
         bulk = Bulk(
             self._acceptor,
             self._ring,
+            self._novel,
             results,
             self._line_bytes_max,
             errors_only=errors_only,

@@ -39,3 +39,20 @@ class Turns:
             turn.users -= 1
             if not turn.users:
                 del self._turns[key]
+
+    async def take(self, key: bytes) -> bool:
+        """Hold the key's turn until `leave`, unless somebody has it; does not wait."""
+        if key in self._turns:
+            return False
+        turn = self._turns[key] = _Turn()
+        turn.users = 1
+        await turn.lock.acquire()  # at once, for nobody knows of it yet
+        return True
+
+    def leave(self, key: bytes) -> None:
+        """What was taken is the next one's."""
+        turn = self._turns[key]
+        turn.users -= 1
+        turn.lock.release()
+        if not turn.users:
+            del self._turns[key]

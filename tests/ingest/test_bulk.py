@@ -17,6 +17,7 @@ import pytest
 from ingest import exchange, ndjson, post_bulk, results
 from ingest.origin import make_origin
 from processors.schema import load_header, load_order, parse_uuid
+from processors.store import StoreUnavailable
 from ringbuf import Empty, Item
 from tests.ingest.conftest import Raw, Service, Start
 
@@ -412,6 +413,47 @@ async def test_a_repeat_under_one_key_is_the_same_orders(start: Start) -> None:
     assert service.ring.depth == 6
     _, other = await bulk(service, body.replace(b"1.5", b"2"), **{"idempotency-key": "k"})
     assert {one["error"]["status"] for one in other["items"]} == {422}
+
+
+async def test_two_bulks_under_one_key_at_once_are_one_bulk(start: Start) -> None:
+    service = await start(durability="disk", capacity=1000)
+    body = numbered(300)
+    both = [bulk(service, body, **{"idempotency-key": "k"}) for _ in range(2)]
+    (_, first), (_, second) = await asyncio.gather(*both)
+    assert (first, first["accepted"]) == (second, 300)
+    assert service.ring.depth == 300
+    assert not len(service.acceptor.turns)
+
+
+async def test_orders_with_ids_stop_where_the_ring_is_full_and_repeats_go_on(start: Start) -> None:
+    service = await start(capacity=3, full_timeout_s=0.05)
+    ids = b"\n".join(map(own, range(1, 7)))
+    _, content = await bulk(service, ids)
+    assert [one["line"] for one in content["items"]] == [1, 2, 3, 4]
+    assert (content["accepted"], content["items"][3]["stopped"]) == (3, True)
+    _, again = await bulk(service, own(1) + b"\n" + own(9) + b"\n" + own(2))
+    assert [one.get("order_id") is not None for one in again["items"]] == [True, False]
+    assert (again["items"][1]["line"], again["items"][1]["stopped"]) == (2, True)
+    service.reader.release(service.reader.take(2))
+    _, rest = await bulk(service, b"\n\n\n" + own(4) + b"\n" + own(5))
+    assert [one["line"] for one in rest["items"]] == [4, 5]
+    assert rest["accepted"] == 2
+    assert not len(service.acceptor.turns)
+
+
+async def test_without_the_database_a_line_with_an_id_stops_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await start()
+
+    def away(*_: object) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr("processors.orders.KnownOrders.find", away)
+    _, content = await bulk(service, ORDER + b"\n" + own(1) + b"\n" + ORDER)
+    assert [one["line"] for one in content["items"]] == [1, 2]
+    assert (content["items"][1]["error"]["status"], content["items"][1]["stopped"]) == (503, True)
+    assert service.ring.depth == 1
 
 
 async def test_every_order_of_it_bears_the_names_of_the_request(service: Service) -> None:
