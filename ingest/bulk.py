@@ -38,7 +38,7 @@ LINES_AT_ONCE = 256
 # How long results may be kept back so that more go out together, while nothing else waits.
 TELL_S = 0.01
 # Between two looks at a full ring that empties.
-PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 0.008
+PAUSE_S_MIN, PAUSE_S_MAX, MOST = 0.001, 0.008, 0.8
 # How long others of this front wait while lines are read one by one.
 TURN_S_MAX = 0.005
 NO_ROOM_RETRY_AFTER_S = 2
@@ -205,10 +205,11 @@ class Bulk:
             keys, payloads, headers = keys[count:], payloads[count:], headers[count:]
 
     async def _pause(self, taken: int, tell: Tell) -> None:
-        """Until about half of what can be put at once has room: others' waits in line cost several
-        times this timer. Who finds no room then waits in line, too."""
-        half = min(self._capacity, LINES_AT_ONCE) // 2
-        self._pause_s *= 0.7 if taken > half else 1.4
+        """Until most of what can be put at once has room: a place in line costs several times this
+        timer. Whoever takes orders away has some in hand, so that he does not run dry meanwhile.
+        Who finds no room then waits in line, too."""
+        most = min(self._capacity, LINES_AT_ONCE) * MOST
+        self._pause_s *= 0.8 if taken > most else 1.25
         self._pause_s = min(max(self._pause_s, PAUSE_S_MIN), PAUSE_S_MAX)
         if self._loop.time() - self._told_s > TELL_S:
             await tell()
