@@ -29,6 +29,7 @@ from ingest.idempotency import derived_id
 from ingest.ndjson import LINE_S_MAX, Lines
 from ingest.novel import IDS_AT_ONCE, Novel
 from ingest.origin import NOBODY, Origin
+from ingest.problems import LINE_TOO_LARGE, RESULTS_FULL
 from ingest.results import Results
 from processors.schema import Invalid, Malformed, decode_order, encode_order
 from ringbuf import Closed, Ring
@@ -363,10 +364,10 @@ class Bulk:
 def line_too_large(line_bytes_max: int) -> Answer:
     """413."""
     detail = f"the line has more than {line_bytes_max} bytes, the limit (--max-body-bytes)"
-    return problem(413, detail)
+    return problem(LINE_TOO_LARGE, detail)
 
 
 def no_room_for_results(error: OSError) -> Answer:
     """503 for the lines from there on."""
     detail = f"there is no room for the results (--data-dir): {error.strerror or error}"
-    return unavailable(detail, NO_ROOM_RETRY_AFTER_S)
+    return unavailable(RESULTS_FULL, detail, NO_ROOM_RETRY_AFTER_S)

@@ -26,6 +26,7 @@ from ingest.lookup import Lookup
 from ingest.ndjson import Lines
 from ingest.novel import Novel
 from ingest.origin import origin_of
+from ingest.problems import BAD_QUERY, BULKS_FULL
 from ingest.results import NDJSON_TYPE, NotRead, Results, Spooled, Streamed
 from ingest.stock import read_query
 from processors.settings import Settings
@@ -110,7 +111,8 @@ class PostBulk:
             raise Refused(wrong_type(kind, NDJSON_TYPE.decode()))
         errors_only = read_query(scope, "errors_only").get("errors_only", "false")
         if errors_only not in TRUTH:
-            raise Refused(problem(422, f"errors_only={errors_only[:20]}: must be true or false"))
+            detail = f"errors_only={errors_only[:20]}: must be true or false"
+            raise Refused(problem(BAD_QUERY, detail))
         refusal = self._acceptor.refusal()
         if refusal is not None:
             raise Refused(refusal)
@@ -129,7 +131,7 @@ class PostBulk:
         except TimeoutError:
             detail = f"{BULKS_MAX} other bulks were under way for {limit_s:g} s (--full-timeout)"
             retry_after_s = self._acceptor.meter.retry_after_s(self._acceptor.parked + 1)
-            raise Refused(unavailable(detail, retry_after_s)) from None
+            raise Refused(unavailable(BULKS_FULL, detail, retry_after_s)) from None
         try:
             yield
         finally:

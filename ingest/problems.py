@@ -75,6 +75,12 @@ TOO_LARGE = ProblemType(
     "The body has more bytes than the server takes for one request (`--max-body-bytes`).",
     "Send less in one request. The connection is closed.",
 )  # fmt: skip
+LINE_TOO_LARGE = ProblemType(
+    "line-too-large", 413, "The line is too long",
+    "A line of a bulk has more bytes than the server takes for one order (`--max-body-bytes`). It"
+    " was not taken in; the lines behind it go on.",
+    "Order fewer lines at once.",
+)  # fmt: skip
 WRONG_TYPE = ProblemType(
     "wrong-type", 415, "Not with this Content-Type",
     "The body's Content-Type is missing or is not the one that the call takes.",
@@ -213,6 +219,18 @@ NO_LOCK = ProblemType(
     "no-lock", 503, "The order's id can't be locked",
     "The system has no lock to give that keeps one id to one process. Nothing was taken in.",
     "Try again after `Retry-After` seconds.",
+)  # fmt: skip
+BULKS_FULL = ProblemType(
+    "bulks-full", 503, "Too many bulks at once",
+    "As many bulks as one process takes were under way for `--full-timeout`. Of this one nothing"
+    " was taken in.",
+    "Try again after `Retry-After` seconds.",
+)  # fmt: skip
+RESULTS_FULL = ProblemType(
+    "results-full", 503, "No room for results",
+    "The results of a bulk, kept until its last line, have no room on the disk (`--data-dir`)."
+    " Nothing from that line on was taken in.",
+    "Send on from that line, or read results while you send (`Accept: application/x-ndjson`).",
 )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ class Report:
 class Bulk:
     def __init__(self, given: argparse.Namespace) -> None:
         self._given = given
-        self._socket = socket.create_connection(("127.0.0.1", given.port), timeout=120)
+        # Without a timeout: spooled results come after the last line. Who started us has one.
+        self._socket = socket.create_connection(("127.0.0.1", given.port))
         self._last = 0
         self.report = Report()
 
