@@ -265,7 +265,9 @@ class Client:
         return {self.final(order_id)["status"] for order_id in ids} == {"allocated"}
 
 
-def verb(rasher: Rasher, *argv: str) -> subprocess.CompletedProcess[str]:
+def verb(
+    rasher: Rasher, *argv: str, patience_s: float = PATIENCE_S
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "supervisor.py", *argv, "--data-dir", str(rasher.data_dir)],
         cwd=ROOT,
@@ -273,7 +275,7 @@ def verb(rasher: Rasher, *argv: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE_S,
+        timeout=patience_s,
     )
 
 

@@ -19,6 +19,7 @@ from tests.program import ROOT, Rasher, Start, clean_environ, verb
 
 SHORT, FULL = 5_000, int(os.environ.get("BULK_ORDERS", "1000000"))
 MEMORY_GROWTH_KIB_MAX = 4096
+AUDIT_S_MAX = 600
 
 
 def send(run: Rasher, orders: int, ledger: Path, *words: str, seconds: float = 100) -> Report:
@@ -34,7 +35,7 @@ def send(run: Rasher, orders: int, ledger: Path, *words: str, seconds: float = 1
 def settled(run: Rasher, ledger: Path) -> str:
     """Waits until all is worked off, and audits it with the ledger -> what the audit says."""
     run.until(lambda: not run.left(), "all settled")
-    audit = verb(run, "audit", "--ledger", str(ledger))
+    audit = verb(run, "audit", "--ledger", str(ledger), patience_s=AUDIT_S_MAX)
     assert audit.returncode == 0, audit.stdout + audit.stderr
     return audit.stdout
 

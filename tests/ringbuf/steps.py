@@ -18,7 +18,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).absolute().parents[2]
 SOURCES = (ROOT / "ringbuf/kernel.h", ROOT / "ringbuf/_kernel.c")
-LANE = "ingest/_lane.c"  # setup.py builds it beside the kernel
+BESIDE = ("ingest/_lane.c", "ingest/_bulk.c")  # setup.py builds them with the kernel
 HEADER = ROOT / "tests/ringbuf/steps.h"
 KERNEL = "ringbuf._kernel"
 STEP = re.compile(r"^ *RB_STEP\(([a-z_]+\.[a-z_]+)\);$", re.MULTILINE)

@@ -30,5 +30,6 @@ def test_what_is_in_c_builds_without_a_warning(compiler: str, tmp_path: Path) ->
     assert built.returncode == 0, built.stderr
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.so")}
     assert made == {
-        f"{name}.abi3.so" for name in ("ringbuf/_kernel", "ringbuf/_journal", "ingest/_lane")
+        f"{name}.abi3.so"
+        for name in ("ringbuf/_kernel", "ringbuf/_journal", "ingest/_lane", "ingest/_bulk")
     }

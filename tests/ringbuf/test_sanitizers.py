@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.ringbuf.nursery import ROOT
-from tests.ringbuf.steps import LANE
+from tests.ringbuf.steps import BESIDE
 
 KERNEL = ROOT / "ringbuf" / "kernel.h"
 # One process each, but for the last; loops, interpreters and compilers are tested elsewhere.
@@ -43,8 +43,8 @@ class Copy:
         self.sanitizers = sanitizers
         for name in ("ringbuf", "tests/ringbuf"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so"))
-        (folder / LANE).parent.mkdir()
-        for name in (LANE, "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        (folder / "ingest").mkdir()
+        for name in (*BESIDE, "setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, folder / name)
         if change is not None:
             name, old, new = change
@@ -90,9 +90,36 @@ class Copy:
         return ran.returncode, ran.stdout + ran.stderr, "\n".join(reports)
 
 
+# What is in C of a bulk, fed with orders that were cut, stretched and damaged.
+FEED = r"""
+import random
+from ingest._bulk import next_keys, pack_orders, render_taken
+chance, plain = random.Random(7), 0
+line = b'{"customer":"Funky Foods","reference":"r","metadata":{"b":"2","a":"1"},"lines":[%s]}'
+orders = [
+    line % b",".join(b'{"sku":"S%d","quantity":"%d.125"}' % (n, n) for n in range(1, count))
+    for count in (2, 3, 20, 101, 102)
+]
+for _ in range(20_000):
+    order, place = bytearray(chance.choice(orders)), 1
+    for _ in range(chance.randrange(3)):
+        place = chance.randrange(len(order))
+        order[place : place + chance.randrange(3)] = chance.choice(
+            [b"", b'"', b"\\", b"\0", b"}", b"]", b",", b"0" * 30, b"x" * 300, bytes(order[:place])]
+        )
+    plain += pack_orders([bytes(order[: chance.choice((len(order), place))])], 65536) != [None]
+keys, _ = next_keys(2**64 - 1, 0, bytes(4 * 300) + b"odd")
+assert len(keys) == 300 and len(render_taken(2**64 - 301, keys, b",", b".")) > 300 * 80
+assert plain > 1000, plain
+"""
+
+
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path: Path) -> None:
     # What is only more of the same takes ten times as long here.
-    code, said, reports = Copy(tmp_path).test(*TESTS, only="not hundred_thousand")
+    copy = Copy(tmp_path)
+    fed = copy._python(["-c", FEED], build=False)
+    assert (fed.returncode, fed.stderr) == (0, "")
+    code, said, reports = copy.test(*TESTS, only="not hundred_thousand")
     assert not reports, reports
     assert code == 0, said
 
