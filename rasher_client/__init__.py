@@ -181,16 +181,8 @@ def _get(order_id: str) -> _Steps[View]:
 
 
 def _cancel(order_id: str) -> _Steps[View]:
-    try:
-        answer = yield from _ask(_Request("DELETE", f"/orders/{order_id}"))
-    except Refused as refused:
-        if refused.status != httpx.codes.CONFLICT:
-            raise
-        view = yield from _get(order_id)
-        if view["status"] != "cancelled":
-            raise
-        return view  # by an earlier attempt, or by somebody else
-    return cast("View", answer.json()) if answer.content else (yield from _get(order_id))
+    answer = yield from _ask(_Request("DELETE", f"/orders/{order_id}"))
+    return cast("View", answer.json())
 
 
 def _wait(order_id: str, timeout_s: float) -> _Steps[View]:

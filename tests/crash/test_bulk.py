@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rasher_client import Client, Counts
+from rasher_client import Client, Counts, Refused
 from tests.crash.bulk_sender import Report
 from tests.program import ROOT, Rasher, Start, clean_environ, verb
 
@@ -70,6 +70,9 @@ def submitted_with_kills(run: Rasher, orders: int, kills: int) -> Counter[str]:
             order_id = client.submit(number(n))["order_id"]
             told[f"client-{n}"] += 1
         assert client.wait(order_id)["status"] == "rejected"
+        assert client.get(order_id)["reference"] == f"client-{orders + singles - 1}"
+        with pytest.raises(Refused, match="409"):
+            client.cancel(order_id)
     killer.join()
     return told
 
