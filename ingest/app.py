@@ -21,6 +21,7 @@ from ingest.metrics import Metrics
 from ingest.order_list import ListOrders
 from ingest.orders import GetOrder, PostOrder
 from ingest.origin import Traced
+from ingest.outcomes import Outcomes
 from ingest.post_bulk import PostBulk
 from ingest.stock import Stock
 from processors.settings import Settings
@@ -43,13 +44,15 @@ def make_acceptor(
     return Acceptor(ring, writer, find, timeout_s, tally=tally, journal=journal, claims=claims)
 
 
-def make_app(settings: Settings, ring: Ring, acceptor: Acceptor, database: Database) -> Application:
+def make_app(
+    settings: Settings, ring: Ring, acceptor: Acceptor, database: Database, outcomes: Outcomes
+) -> Application:
     """The application over a ring and a database, both open."""
-    return Traced(make_routes(settings, ring, acceptor, database))
+    return Traced(make_routes(settings, ring, acceptor, database, outcomes))
 
 
 def make_routes(
-    settings: Settings, ring: Ring, acceptor: Acceptor, database: Database
+    settings: Settings, ring: Ring, acceptor: Acceptor, database: Database, outcomes: Outcomes
 ) -> Starlette:
     """What answers every path there is."""
     body_bytes_max = settings.http.max_body_bytes
@@ -63,12 +66,12 @@ def make_routes(
             _route(
                 "/orders",
                 GET=answering(ListOrders(ring, database)),
-                POST=PostOrder(acceptor, body_bytes_max),
+                POST=PostOrder(acceptor, outcomes, body_bytes_max),
             ),
             _route("/orders/bulk", POST=PostBulk(acceptor, ring, database, settings)),
             _route(
                 "/orders/{order_id}",
-                GET=answering(GetOrder(ring, database)),
+                GET=answering(GetOrder(ring, database, outcomes)),
                 DELETE=answering(DeleteOrder(ring, acceptor, database)),
             ),
             _route("/lots", GET=answering(stock.get_lots), POST=answering(stock.post_lot)),

@@ -37,6 +37,7 @@ from ingest.claims import Claims
 from ingest.database import Database
 from ingest.lane import LaneProtocol
 from ingest.memo import Memo
+from ingest.outcomes import Outcomes
 from ingest.protocol import FrontProtocol
 from processors.child import RETIRE, Child, enter
 from processors.datadir import pid_path
@@ -255,7 +256,8 @@ async def serve(child: Child) -> None:
             settings, child.ring, writer, database, tally, journal=journal, claims=claims
         )
         hold_back(child, acceptor)
-        app = make_app(settings, child.ring, acceptor, database)
+        outcomes = Outcomes(child.ring, database, acceptor.ending)
+        app = make_app(settings, child.ring, acceptor, database, outcomes)
         server = FrontServer(app, acceptor, socket.socket(fileno=listen_fd), settings)
         loop.add_signal_handler(signal.SIGTERM, server.drain)
         loop.add_signal_handler(RETIRE, server.retire)
@@ -263,6 +265,7 @@ async def serve(child: Child) -> None:
         if journal is not None:
             await journal.close()
     claims.close()
+    await outcomes.close()
     await database.close()
     store.close()
 

@@ -34,13 +34,14 @@ from ingest.exchange import JSON_TYPE, too_slow
 from ingest.idempotency import HEADER
 from ingest.memo import Memo
 from ingest.origin import NOBODY, REQUEST_ID, TRACEPARENT, make_origin, read_names
+from ingest.patience import PREFER
 from ingest.protocol import HEAD_BYTES_MAX, HEADERS_MAX, FrontProtocol, HeadTooLarge, head_too_large
 
 PATH = b"/orders"
 HEAD_END = b"\r\n\r\n"
 LINE_END = b"\r\n"
 # Whoever sends one of these wants something of the connection, or of the body's form.
-FOR_THE_APPLICATION = frozenset({b"expect", b"transfer-encoding", b"upgrade", HEADER})
+FOR_THE_APPLICATION = frozenset({b"expect", b"transfer-encoding", b"upgrade", HEADER, PREFER})
 
 logger = logging.getLogger(__name__)
 

@@ -9,32 +9,52 @@ from typing import Any
 import msgspec
 
 from ingest.accept import Accepted, Acceptor, Pending
-from ingest.answers import Answer, Queued, Refused, Unanswered, Unsynced, json_answer, problem
+from ingest.answers import (
+    LOCATION,
+    REPLAYED,
+    Answer,
+    Queued,
+    Refused,
+    Unanswered,
+    Unsynced,
+    json_answer,
+    problem,
+)
 from ingest.database import Database
 from ingest.exchange import HungUp, Receive, Scope, Send, deliver, header, read_json_body
-from ingest.flight import Flight
+from ingest.flight import Flight, identity
 from ingest.hangup import cut_off, unless_hung_up
 from ingest.idempotency import idempotency_key
 from ingest.origin import origin_of
+from ingest.outcomes import Outcomes
+from ingest.patience import applied, asked_wait_s, preferred_wait_s
 from ingest.problems import NO_SUCH_ORDER
+from ingest.stock import read_query
 from processors.orders import find_order
 from processors.quantity import format_quantity
 from processors.schema import Order, format_instant, format_uuid, load_order, parse_uuid
-from ringbuf import Found, Ring
+from ringbuf import Found, Identity, Ring
+
+UNSEEN = -1  # no count of commits
 
 
 class PostOrder:
     """The ASGI application of `POST /orders`."""
 
-    def __init__(self, acceptor: Acceptor, body_bytes_max: int) -> None:
+    def __init__(self, acceptor: Acceptor, outcomes: Outcomes, body_bytes_max: int) -> None:
         self._acceptor = acceptor
+        self._outcomes = outcomes
         self._body_bytes_max = body_bytes_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_json_body(scope, receive, self._body_bytes_max)
             origin, key = origin_of(scope), idempotency_key(scope)
-            answer = await self._answer(scope, self._acceptor.accept(body, origin, key))
+            wait_s, seen = preferred_wait_s(scope), self._outcomes.commits
+            accepted = self._acceptor.accept(body, origin, key)
+            answer = await self._answer(scope, accepted)
+            if wait_s and answer.status == 202 and not isinstance(accepted, Answer):
+                answer = await self._final(scope, accepted.key, answer, wait_s, seen)
         except Refused as refused:
             answer = refused.answer
             self._acceptor.tally.refused(answer.status)
@@ -55,13 +75,29 @@ class PostOrder:
                 return await unless_hung_up(scope, self._acceptor.finish(accepted))
         return accepted
 
+    async def _final(
+        self, scope: Scope, key: bytes, answer: Answer, wait_s: int, seen: int
+    ) -> Answer:
+        """200 with the outcome, if there is one in time; else the answer as it is."""
+        if REPLAYED[0] in answer.headers:
+            seen = UNSEEN  # it may have had it long ago
+        waiting = self._outcomes.of(Identity(key, 0), seen, wait_s)
+        view = await unless_hung_up(scope, waiting)
+        if view is None:
+            return answer
+        more = [one for one in answer.headers if one[0] == LOCATION[0] or one in REPLAYED]
+        final = versioned(view.to_json_dict())
+        return Answer(200, (*final.headers, *more, *applied(wait_s)), final.body)
+
 
 class GetOrder:
-    """`GET /orders/{id}`: the ring first, then the hands, then the database, with the flow."""
+    """`GET /orders/{id}`: the ring first, then the hands, then the database, with the flow. With
+    `wait`, as soon as there is an outcome, or what is known when that time is over."""
 
-    def __init__(self, ring: Ring, database: Database) -> None:
+    def __init__(self, ring: Ring, database: Database, outcomes: Outcomes) -> None:
         self._ring = ring
         self._database = database
+        self._outcomes = outcomes
         self._flight = Flight(database)
 
     async def __call__(self, scope: Scope, _receive: Receive) -> Answer:
@@ -69,13 +105,23 @@ class GetOrder:
         key = parse_uuid(text)
         if key is None:
             return unknown(text)
+        wait_s, seen = asked_wait_s(read_query(scope, "wait")), self._outcomes.commits
         found = self._ring.find(key)
         if found is not None and not await self._flight.settled([found.item]):
-            return _tagged(scope, in_flight(key, found))
+            if not wait_s:
+                return tagged(scope, in_flight(key, found))
+            waiting = self._outcomes.of(identity(found.item), seen, wait_s)
+            final = await unless_hung_up(scope, waiting)
+            if final is not None:
+                return tagged(scope, final.to_json_dict())
+            # It has been moving: what is known now, and not what was known then.
+            found = self._ring.find(key)
+            if found is not None:
+                return tagged(scope, in_flight(key, found))
         view = await self._database.ask(find_order, key)
         if view is None:
             return unknown(format_uuid(key))
-        return _tagged(scope, view.to_json_dict())
+        return tagged(scope, view.to_json_dict())
 
 
 def unknown(order_id: str) -> Answer:
@@ -110,11 +156,18 @@ def _of_order(order: Order) -> dict[str, Any]:
     }
 
 
-def _tagged(scope: Scope, content: dict[str, Any]) -> Answer:
-    """The order with an ETag; 304 when the client has that very version."""
+def versioned(content: dict[str, Any]) -> Answer:
+    """The order with an ETag."""
     answer = json_answer(200, content)
     tag = b'"%s"' % blake2b(answer.body, digest_size=12).hexdigest().encode()
+    return Answer(200, (*answer.headers, (b"etag", tag)), answer.body)
+
+
+def tagged(scope: Scope, content: dict[str, Any]) -> Answer:
+    """The same; 304 when the client has that very version."""
+    answer = versioned(content)
+    tag = answer.headers[-1][1]
     known = header(scope, b"if-none-match") or b""
     if tag in (part.strip().removeprefix(b"W/") for part in known.split(b",")):
         return Answer(304, ((b"etag", tag),), b"")
-    return Answer(200, (*answer.headers, (b"etag", tag)), answer.body)
+    return answer

@@ -81,12 +81,19 @@ def find_order(store: Store, order_id: bytes) -> OrderView | None:
 
 def view_order(connection: Connection, order_id: bytes) -> OrderView | None:
     """The same within the caller's transaction."""
-    row = connection.execute(sa.select(orders).where(orders.c.id == order_id)).one_or_none()
-    if row is None:
-        return None
-    given = _allocations(connection, row) if row.status == "allocated" else []
-    place = {sku: number for number, (sku, _) in enumerate(decode_lines(row.lines))}
-    return order_view(row, sorted(given, key=lambda one: place.get(one.sku, len(place))))
+    return view_orders(connection, [order_id]).get(order_id)
+
+
+def view_orders(connection: Connection, order_ids: Sequence[bytes]) -> dict[bytes, OrderView]:
+    """Those of the ids that have an outcome; 256 at most are asked for."""
+    rows = connection.execute(sa.select(orders).where(orders.c.id.in_(order_ids))).all()
+    given = _allocations(connection, [row for row in rows if row.status == "allocated"])
+    views = {}
+    for row in rows:
+        place = {sku: number for number, (sku, _) in enumerate(decode_lines(row.lines))}
+        own = sorted(given.get(row.id, []), key=lambda one: place.get(one.sku, len(place)))
+        views[row.id] = order_view(row, own)
+    return views
 
 
 def order_view(row: sa.Row[Any], allocations: list[Allocation]) -> OrderView:
@@ -138,19 +145,26 @@ def decode_lines(text: str | None) -> list[tuple[str, int]]:
     return msgspec.json.decode(text, type=list[tuple[str, int]]) if text else []
 
 
-def _allocations(connection: Connection, order: sa.Row[Any]) -> list[Allocation]:
-    """In the order in which they were taken, sku by sku."""
+def _allocations(
+    connection: Connection, some: Sequence[sa.Row[Any]]
+) -> dict[bytes, list[Allocation]]:
+    """Of each order, in the order in which they were taken, sku by sku."""
+    if not some:
+        return {}
+    since = {row.id: row.accepted_us - NAMESAKE_US for row in some}
     rows = connection.execute(
-        sa.select(skus.c.sku, lots.c.lot_id, movements.c.delta, lots.c.expires_us)
+        sa.select(
+            *(movements.c.order_id, movements.c.at_us, movements.c.delta),
+            *(skus.c.sku, lots.c.lot_id, lots.c.expires_us),
+        )
         .join(lots, lots.c.id == movements.c.lot)
         .join(skus, skus.c.id == movements.c.sku_id)
-        .where(
-            movements.c.order_id == order.id,
-            movements.c.at_us >= order.accepted_us - NAMESAKE_US,
-        )
+        .where(movements.c.order_id.in_(since))
         .order_by(movements.c.sku_id, movements.c.seq)
     )
-    return [
-        Allocation(row.sku, row.lot_id, format_quantity(-row.delta), format_instant(row.expires_us))
-        for row in rows
-    ]
+    given: dict[bytes, list[Allocation]] = {key: [] for key in since}
+    for row in rows:
+        if row.at_us >= since[row.order_id]:
+            quantity, expires_at = format_quantity(-row.delta), format_instant(row.expires_us)
+            given[row.order_id].append(Allocation(row.sku, row.lot_id, quantity, expires_at))
+    return given

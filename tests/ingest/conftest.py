@@ -17,6 +17,7 @@ from ingest.accept import Acceptor
 from ingest.app import make_acceptor, make_app
 from ingest.database import Database
 from ingest.front import FrontServer
+from ingest.outcomes import Outcomes
 from processors.journal import journal_rules, make_journal_dir
 from processors.pipeline import Processor, fefo
 from processors.settings import HttpSettings, JournalSettings, RingSettings, Settings
@@ -84,6 +85,7 @@ class Service:
     client: httpx.AsyncClient
     acceptor: Acceptor
     errors: list[OSError]  # of the journal
+    outcomes: Outcomes
     raws: list[Raw] = field(default_factory=list)
 
     async def raw(self) -> Raw:
@@ -151,7 +153,8 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
             make_journal_dir(settings)
             journal = await Journal.open(rules, errors.append)
         acceptor = make_acceptor(settings, shared, writer, database, tally, journal=journal)
-        app = make_app(settings, shared, acceptor, database)
+        outcomes = Outcomes(shared, database, acceptor.ending)
+        app = make_app(settings, shared, acceptor, database, outcomes)
         server = FrontServer(app, acceptor, listener, settings)
         serving = asyncio.create_task(server.run_until_drained(ready.set))
         await ready.wait()
@@ -161,7 +164,7 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
         ) as client:
             service = Service(
                 settings, shared, writer, reader, store, database, server, port, client,
-                acceptor, errors,
+                acceptor, errors, outcomes,
             )  # fmt: skip
             yield service
             for raw in service.raws:
@@ -170,6 +173,7 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
         await asyncio.wait_for(serving, PATIENCE_S)
         if journal is not None:
             await journal.close()
+        await outcomes.close()
         await database.close()
     store.close()
 

@@ -16,6 +16,7 @@ from ingest.app import make_app
 from ingest.database import Database
 from ingest.front import FrontServer
 from ingest.lookup import Earlier
+from ingest.outcomes import Outcomes
 from ingest.protocol import FrontProtocol
 from processors.settings import HttpSettings, RingSettings, Settings
 from processors.store import Store
@@ -152,7 +153,8 @@ def front(folder: Path, lane: str, capacity: int = 16) -> Iterator[Front]:
             ring, writer, never_stored, 5, new_id=lambda: next(numbers).to_bytes(16, "big")
         )
         database = Database(Store.open(settings.database))
-        app = make_app(settings, ring, acceptor, database)
+        outcomes = Outcomes(ring, database, acceptor.ending)
+        app = make_app(settings, ring, acceptor, database, outcomes)
         server = FrontServer(app, acceptor, unused, settings)
         server.server_state.default_headers = [DATE]
         yield Front(ring, reader, acceptor, server)
