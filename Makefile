@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHMARKS := ring accept bulk latency worker end_to_end overload idle
+BENCHMARKS := ring accept bulk waiting latency worker end_to_end overload idle
 
 .PHONY: install install-bench run test check prove bench lock clean
 
