@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 from setproctitle import setproctitle
 
-from ingest.listen import BACKLOG, listen, url
+from ingest.listen import BACKLOG, listen, scheme, url
 from processors.datadir import (
     CannotStart,
     count_orders,
@@ -40,6 +40,7 @@ from processors.datadir import (
 )
 from processors.doubt import EXIT_DOUBT
 from processors.journal import journal_dir
+from processors.keys import load_keys, reload_keys
 from processors.logs import set_up_logging
 from processors.mortem import PostMortem
 from processors.moving import Mover
@@ -57,6 +58,7 @@ from processors.parent import (
 from processors.policy import begin, decide
 from processors.premises import (
     check_database_file,
+    check_exposure,
     check_processor,
     prepare_journal,
     raise_file_limit,
@@ -224,6 +226,8 @@ class Tree:
             case HeardReady():
                 return Ready(**self.seen(), key=heard.key, heir=heard.heir)
             case HeardSignal():
+                if heard.number == signal.SIGHUP:
+                    self.reread_keys()
                 left = msgspec.structs.replace(self.left(), free=self.free())
                 return Asked(now=time.monotonic(), left=left, number=heard.number)
             case HeardEnd():
@@ -236,6 +240,11 @@ class Tree:
                     **self.seen(), key=heard.key, how=how, clean=not code, heir=heard.heir,
                     doubt=code == EXIT_DOUBT, blamed=blamed,
                 )  # fmt: skip
+
+    def reread_keys(self) -> None:
+        """For the fronts that are started from now on. Read here, once: a front that is started
+        anew between two HUPs has the keys of the others, whatever has become of the file."""
+        self.processes.api_keys = reload_keys(self.settings, self.processes.api_keys)
 
     def feed(self, event: Event) -> None:
         self.state, actions = decide(self.state, event)
@@ -289,7 +298,8 @@ class Tree:
             self.feed(CloseFailed(**self.seen()))
 
     def announce(self) -> None:
-        settings, address = self.settings, url(self.processes.listener.getsockname())
+        settings = self.settings
+        address = url(self.processes.listener.getsockname(), scheme(settings.http))
         log.info(
             "ready on %s: fronts %d, workers %d, capacity %d, durability %s, data in %s; "
             "try: curl -i %s/readyz",
@@ -351,6 +361,8 @@ def run(settings: Settings, command: Command = module_command) -> int:
     for number in RESHAPING:  # there is nothing to reshape yet
         signal.signal(number, signal.SIG_IGN)
     check_processor(settings)
+    keys = load_keys(settings)
+    check_exposure(settings)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, hold_data_dir(settings))
         check_database_file(settings)
@@ -369,6 +381,7 @@ def run(settings: Settings, command: Command = module_command) -> int:
                 remove_ring(settings, ring)
             raise
         processes = Processes(settings, ring, listener, command)
+        processes.api_keys = keys
         stack.callback(processes.close)
         with processes.hearing_signals():
             tree = Tree(settings, ring, processes, has_schema, mover=mover, recovery=recovery)
@@ -383,6 +396,7 @@ VERBS = {
     "ring": ("processors.inspector", "shows what a live ring and its journal hold; --json"),
     "lots": ("processors.lots", "add --file FILE: enters lots, one JSON object a line"),
     "dead-letters": ("ingest.dead_letter_verb", "list, show, replay, discard orders that died"),
+    "keys": ("processors.keys_verb", "add, list, revoke: the file of API keys (--keys)"),
     "load": ("ingest.load", "posts orders at a steady rate; --rate --duration --connections"),
     "version": ("", "prints the version"),
 }

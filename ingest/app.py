@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from ingest.accept import Acceptor
 from ingest.cancel import DeleteOrder
@@ -16,6 +18,7 @@ from ingest.dead_letters import DeadLetters
 from ingest.endpoints import Methods, answering, http_problem, server_problem
 from ingest.exchange import Application
 from ingest.health import Readyz, livez
+from ingest.keys import Keyed, Keyring, needed, needing
 from ingest.lookup import Lookup
 from ingest.metrics import Metrics
 from ingest.order_list import ListOrders
@@ -24,7 +27,7 @@ from ingest.origin import Traced
 from ingest.outcomes import Outcomes
 from ingest.post_bulk import PostBulk
 from ingest.stock import Stock
-from processors.settings import Settings
+from processors.settings import HttpSettings, Settings
 from processors.tally import Tally
 from ringbuf import Journal, Ring, Writer
 
@@ -45,10 +48,26 @@ def make_acceptor(
 
 
 def make_app(
-    settings: Settings, ring: Ring, acceptor: Acceptor, database: Database, outcomes: Outcomes
+    settings: Settings,
+    ring: Ring,
+    acceptor: Acceptor,
+    database: Database,
+    outcomes: Outcomes,
+    keyring: Keyring | None = None,
 ) -> Application:
-    """The application over a ring and a database, both open."""
-    return Traced(make_routes(settings, ring, acceptor, database, outcomes))
+    """The application over a ring and a database, both open, for whoever has one of these keys."""
+    app: Application = make_routes(settings, ring, acceptor, database, outcomes)
+    if keyring is not None:
+        app = Keyed(app, keyring, acceptor.tally)
+    return behind_proxies(Traced(app), settings.http)
+
+
+def behind_proxies(app: Application, http: HttpSettings) -> Application:
+    """The same, told of scheme and client what the proxies say that are trusted."""
+    if http.proxy_headers == "off":
+        return app
+    wrapped: Any = ProxyHeadersMiddleware(cast("Any", app), http.forwarded_allow_ips)
+    return cast("Application", wrapped)
 
 
 def make_routes(
@@ -61,6 +80,7 @@ def make_routes(
     stock = Stock(database, body_bytes_max)
     dead = DeadLetters(acceptor, database)
     ready = Readyz(ring, acceptor, database, full_timeout_s)
+    _route = partial(route, acceptor.tally)
     app = Starlette(
         routes=[
             _route(
@@ -96,6 +116,12 @@ def make_routes(
     return app
 
 
-def _route(path: str, **applications: Any) -> Route:
-    methods = Methods(**applications)
+def route(tally: Tally, path: str, **applications: Application) -> Route:
+    """One path, each method for the keys that `keys.NEEDS` says."""
+    methods = Methods(
+        **{
+            method: needing(needed(method, path), application, tally)
+            for method, application in applications.items()
+        }
+    )
     return Route(path, methods, methods=methods.allowed)

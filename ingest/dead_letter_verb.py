@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ingest.listen import url
+from ingest.caller import key_headers, service_url
 from processors.dead_letters import (
     DeadLetter,
     count_dead_letters,
@@ -166,7 +166,9 @@ class Doing:
         """-> the exit code. Raises aiohttp.ClientError, TimeoutError, OSError."""
         connector = aiohttp.TCPConnector(limit=AT_ONCE)
         timeout = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=key_headers()
+        ) as session:
             # All of them first: one that dies again meanwhile comes to the end of the list.
             ids = [one async for one in self._ids(session)]
             with _progress(len(ids)) as advance:
@@ -268,13 +270,10 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         which.add_argument("ids", nargs="*", default=[], metavar="ID")
         which.add_argument("--all", action="store_true", help="every dead letter")
         one.add_argument("--reason", help="with --all: only those with this reason")
-        one.add_argument("--url", default=_url(settings), help="the service (default %(default)s)")
+        where = service_url(settings)
+        one.add_argument("--url", default=where, help="the service (default %(default)s)")
         one.set_defaults(act=act)
     return parser
-
-
-def _url(settings: Settings) -> str:
-    return url((settings.http.host, settings.http.port))
 
 
 def _count(text: str) -> int:

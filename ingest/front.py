@@ -31,10 +31,12 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
+from ingest import exchange
 from ingest.accept import Acceptor
 from ingest.app import make_acceptor, make_app
 from ingest.claims import Claims
 from ingest.database import Database
+from ingest.keys import Keyring
 from ingest.lane import LaneProtocol
 from ingest.memo import Memo
 from ingest.outcomes import Outcomes
@@ -43,17 +45,21 @@ from processors.child import RETIRE, Child, enter
 from processors.datadir import pid_path
 from processors.doubt import give_up
 from processors.journal import journal_rules, make_journal_dir
-from processors.settings import Settings
+from processors.settings import HttpSettings, Settings, SettingsError
 from processors.store import Store
 from processors.tally import SYNC_US, Tally
+from processors.tls import server_context
 from ringbuf import Journal
 
 DATE_REFRESH_S = 1.0
 KEEP_ALIVE_S = 5
+# Like that of a head, which comes after it.
+HANDSHAKE_S_MAX = 10.0
 # How long accepting pauses when the machine or the process has no descriptor or memory left.
 ACCEPT_PAUSE_S = 0.1
 # How long requests without a client may take to notice it: one wait for the database's lock.
 LAST_WORDS_S = 10.0
+EXIT_SETTINGS = 2
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 logger = logging.getLogger(__name__)
@@ -71,11 +77,17 @@ class FrontState(ServerState):
 class FrontServer(uvicorn.Server):
     """Serves connections of one listening socket (which it closes) until `drain` or `retire`.
 
-    `acceptor` is the application's, for the lane.
+    `acceptor` and `keyring` are the application's, for the lane. Raises SettingsError for a
+    certificate that can't be used.
     """
 
     def __init__(
-        self, app: Any, acceptor: Acceptor, listener: socket.socket, settings: Settings
+        self,
+        app: Any,
+        acceptor: Acceptor,
+        listener: socket.socket,
+        settings: Settings,
+        keyring: Keyring | None = None,
     ) -> None:
         super().__init__(_config(app))
         self.config.load()
@@ -83,6 +95,8 @@ class FrontServer(uvicorn.Server):
         self._acceptor = acceptor
         self._listener = listener
         self._http = settings.http
+        self._keyring = keyring
+        self._tls = tls_options(settings.http)
         self._memo = Memo()
         self._drain_timeout_s = settings.graceful_timeout_s
         self._end = asyncio.Event()
@@ -154,7 +168,8 @@ class FrontServer(uvicorn.Server):
     async def _connect(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(self._make_protocol, connection)
+            # With TLS until the handshake is over; all the while it counts as a connection.
+            await loop.connect_accepted_socket(self._make_protocol, connection, **self._tls)
         except OSError as error:
             logger.debug("a connection ended before it began: %s", error)
             connection.close()
@@ -174,6 +189,7 @@ class FrontServer(uvicorn.Server):
             acceptor=self._acceptor,
             body_bytes_max=self._http.max_body_bytes,
             memo=self._memo,
+            keyring=self._keyring,
         )
 
     def _refresh_date(self) -> None:
@@ -183,7 +199,7 @@ class FrontServer(uvicorn.Server):
 
     async def _finish_requests(self) -> None:
         state = self.server_state
-        await asyncio.gather(*self._connecting)
+        await self._finish_connecting()
         try:
             async with asyncio.timeout(self._drain_timeout_s):
                 while state.connections and not self._draining:
@@ -203,9 +219,32 @@ class FrontServer(uvicorn.Server):
         if state.tasks:
             await asyncio.wait(set(state.tasks), timeout=LAST_WORDS_S)
 
+    async def _finish_connecting(self) -> None:
+        """Retiring, handshakes have their time; draining ends them, for no request has come yet."""
+        if not self._tls:
+            await asyncio.gather(*self._connecting)
+            return
+        while self._connecting and not self._draining:
+            await self._until_freed()
+        for connecting in self._connecting:
+            connecting.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+
     async def _until_freed(self) -> None:
         self.server_state.freed.clear()
         await self.server_state.freed.wait()
+
+
+def tls_options(http: HttpSettings) -> dict[str, Any]:
+    """Of `connect_accepted_socket`; nothing without a certificate. Raises SettingsError."""
+    context = server_context(http)
+    if context is None:
+        return {}
+    return {
+        "ssl": context,
+        "ssl_handshake_timeout": HANDSHAKE_S_MAX,
+        "ssl_shutdown_timeout": exchange.DROPPING_S_MAX,
+    }
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -257,8 +296,10 @@ async def serve(child: Child) -> None:
         )
         hold_back(child, acceptor)
         outcomes = Outcomes(child.ring, database, acceptor.ending)
-        app = make_app(settings, child.ring, acceptor, database, outcomes)
-        server = FrontServer(app, acceptor, socket.socket(fileno=listen_fd), settings)
+        keys = child.launch.keys
+        keyring = None if keys is None else Keyring(keys)
+        app = make_app(settings, child.ring, acceptor, database, outcomes, keyring)
+        server = FrontServer(app, acceptor, socket.socket(fileno=listen_fd), settings, keyring)
         loop.add_signal_handler(signal.SIGTERM, server.drain)
         loop.add_signal_handler(RETIRE, server.retire)
         await server.run_until_drained(child.ready)
@@ -299,8 +340,13 @@ def hold_back(child: Child, acceptor: Acceptor) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The process; 0 after a drain."""
+    """The process; 0 after a drain, 2 for a certificate that can't be used."""
     child = enter(argv)
+    try:
+        server_context(child.launch.settings.http)  # before anything is opened
+    except SettingsError as error:  # at HUP; at the start it was looked at
+        logger.error("%s", error)
+        return EXIT_SETTINGS
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(child))
     child.ring.detach()

@@ -32,6 +32,7 @@ from ingest.answers import (
 )
 from ingest.exchange import JSON_TYPE, too_slow
 from ingest.idempotency import HEADER
+from ingest.keys import AUTHORIZATION, Keyring
 from ingest.memo import Memo
 from ingest.origin import NOBODY, REQUEST_ID, TRACEPARENT, make_origin, read_names
 from ingest.patience import PREFER
@@ -72,14 +73,21 @@ class LaneCycle:
 
 class LaneProtocol(FrontProtocol):
     """A connection with the lane. `acceptor` and `body_bytes_max` are those of the application,
-    `memo` is that of all connections."""
+    `memo` is that of all connections; `keyring`: whose requests it takes, None: anybody's."""
 
     def __init__(
-        self, *args: Any, acceptor: Acceptor, body_bytes_max: int, memo: Memo, **kwargs: Any
+        self,
+        *args: Any,
+        acceptor: Acceptor,
+        body_bytes_max: int,
+        memo: Memo,
+        keyring: Keyring | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._memo = memo
-        self._known = memo.body_bytes
+        self._known = memo.requests
+        self._keyring = keyring
         self._in_message = False
         self._between = True  # the parser surely stands where a message begins
         self._read: bytes = b""  # what it is fed, if that is where a message begins
@@ -97,10 +105,12 @@ class LaneProtocol(FrontProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._between:
-            # A whole request that begins like an earlier one: the parser has seen it.
+            # A whole request that begins like an earlier one: the parser has seen it, and its key
+            # was looked at.
             body_at = data.find(HEAD_END) + len(HEAD_END)
-            if self._known.get(data[:body_at]) == len(data) - body_at and self._is_free():
-                self._origin = NOBODY
+            known = self._known.get(data[:body_at])
+            if known is not None and known[0] == len(data) - body_at and self._is_free():
+                self._origin = known[1]
                 if self._head_timer is not None:
                     self._stop_head_timer()
                 if self.timeout_keep_alive_task is not None:
@@ -229,7 +239,7 @@ class LaneProtocol(FrontProtocol):
             or not parser.should_keep_alive()
         ):
             return False
-        kind = length = request_id = traceparent = None
+        kind = length = request_id = traceparent = key = None
         for name, value in self.headers:
             if name == b"content-type":
                 kind = value
@@ -239,21 +249,36 @@ class LaneProtocol(FrontProtocol):
                 request_id = value
             elif name == TRACEPARENT:
                 traceparent = value
+            elif name == AUTHORIZATION:
+                if key is not None:
+                    return False
+                key = value
             elif name in FOR_THE_APPLICATION:
                 return False
         if kind is None or length is None or int(length) > self._body_bytes_max:
             return False
         if kind != b"application/json" and JSON_TYPE.fullmatch(kind.strip()) is None:
             return False
-        return self._is_from(request_id, traceparent)
+        return self._has_key(key) and self._has_names(request_id, traceparent)
 
-    def _is_from(self, request_id: bytes | None, traceparent: bytes | None) -> bool:
+    def _has_key(self, key: bytes | None) -> bool:
+        """A key that may order, if it needs one; the application refuses all others."""
         self._origin = NOBODY
+        if self._keyring is not None:
+            identity = None if key is None else self._keyring.identify(key)
+            if identity is None or not identity.submits:
+                return False
+            self._origin = identity.origin
+        return True
+
+    def _has_names(self, request_id: bytes | None, traceparent: bytes | None) -> bool:
+        """Names that can be kept; the application refuses others."""
         if request_id is not None or traceparent is not None:
             try:
-                self._origin = make_origin(None, read_names(request_id, traceparent))
+                names = read_names(request_id, traceparent)
             except Refused:
-                return False  # as the application will
+                return False
+            self._origin = make_origin(self._origin.owner, names)
         return True
 
     def _learn(self, body_bytes: int) -> None:
@@ -261,8 +286,9 @@ class LaneProtocol(FrontProtocol):
         data = self._read
         body_at = data.find(HEAD_END) + len(HEAD_END)
         # Names are of one request: the next head will have others.
-        if data and len(data) - body_at == body_bytes and self._origin is NOBODY:
-            self._memo.learn(data[:body_at], body_bytes)
+        named = self._origin.request_id is not None or self._origin.traceparent is not None
+        if data and len(data) - body_at == body_bytes and not named:
+            self._memo.learn(data[:body_at], body_bytes, self._origin)
 
     def _make_scope(self) -> None:
         """What uvicorn would have made while the head came in."""

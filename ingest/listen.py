@@ -30,8 +30,9 @@ def listen(http: HttpSettings, *, bound_only: bool = False) -> socket.socket:
         )[0]
     except OSError as error:
         raise CannotStart(f"{where}: {error.strerror}") from error
-    if not ipaddress.ip_address(address[0]).is_loopback:
-        raise CannotStart(f"{where}: {http.host} is {address[0]} here, no loopback address")
+    if not http.keys and not ipaddress.ip_address(address[0]).is_loopback:
+        told = f"{http.host} is {address[0]} here, no loopback address, which needs --keys"
+        raise CannotStart(f"{where}: {told}")
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -56,7 +57,12 @@ def bind(listener: socket.socket, address: tuple[object, ...], bound_only: bool)
         select.select([], [], [], BIND_EVERY_S)
 
 
-def url(address: tuple[object, ...]) -> str:
+def url(address: tuple[object, ...], scheme: str = "http") -> str:
     """-> http://127.0.0.1:8000 for a socket's address."""
     host, port = address[:2]
-    return f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in str(host) else f"{scheme}://{host}:{port}"
+
+
+def scheme(http: HttpSettings) -> str:
+    """https with a certificate."""
+    return "https" if http.ssl_certfile else "http"

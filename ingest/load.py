@@ -25,6 +25,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.live import Live
 
+from ingest.caller import key_headers, service_url
 from ingest.ids import OrderIds
 from ingest.latency import Latencies
 from processors.quantity import QuantityError, above_zero, thousandths_of_text
@@ -161,11 +162,13 @@ async def _load(options: argparse.Namespace) -> int:
     url: str = options.url.rstrip("/")
     connector = aiohttp.TCPConnector(limit=options.connections, keepalive_timeout=IDLE_S_MAX)
     timeout = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, headers=key_headers()
+    ) as session:
         try:
             skus = options.skus.split(",") if options.skus else await find_skus(session, url)
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError) as error:
-            return _fail(f"{url}/inventory can't be read: {error} (--url)")
+            return _fail(f"{url}/inventory can't be read: {error} (--url, RASHER_TOKEN)")
         if not skus:
             return _fail(f"{url} has no lots: enter some, or name skus (--skus)")
         plan = Plan(
@@ -276,11 +279,9 @@ def _fail(message: str) -> int:
 
 
 def _parser(settings: Settings) -> argparse.ArgumentParser:
-    host, port = settings.http.host, settings.http.port
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     parser = argparse.ArgumentParser("rasher load", description="Send orders at a steady rate.")
     add = parser.add_argument
-    add("--url", default=url, help="the server (default %(default)s)")
+    add("--url", default=service_url(settings), help="the server (default %(default)s)")
     add("--rate", type=_number(0.01, 1e6), default=100.0, help="orders a second (default 100)")
     add("--duration", type=_number(0.01, 1e6), default=10.0, help="seconds (default 10)")
     add("--connections", type=_whole(1, 10_000), default=64, help="most at once (default 64)")

@@ -11,33 +11,36 @@ from collections.abc import Sequence
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from ingest.answers import JSON, LOCATION
+from ingest.origin import Origin
 
 # Together at most 1 MiB. Clients whose heads differ from request to request push the others out.
 HEADS_MAX = 1024
 HEAD_BYTES_MAX = 1024
 
 Header = tuple[bytes, bytes]
+# How many bytes of body a head announces, and whose order it brings.
+Known = tuple[int, Origin]
 
 
 class Memo:
     """One for each front; its connections are served by one thread.
 
-    `body_bytes`: of a head with its empty line, how many bytes of body it announces. Only heads of
-    plain requests are in it; see `lane.LaneProtocol`.
+    `requests`: by a head with its empty line. Only heads of plain requests are in it; see
+    `lane.LaneProtocol`. A key that was good once is good here until this front ends.
     """
 
     def __init__(self) -> None:
-        self.body_bytes: dict[bytes, int] = {}
+        self.requests: dict[bytes, Known] = {}
         self._default_headers: Sequence[Header] | None = None
         self._queued_head = b""
 
-    def learn(self, head: bytes, body_bytes: int) -> None:
-        """That head is a plain request's."""
+    def learn(self, head: bytes, body_bytes: int, origin: Origin) -> None:
+        """That head is a plain request's, of that origin."""
         if len(head) > HEAD_BYTES_MAX:
             return
-        if len(self.body_bytes) >= HEADS_MAX:
-            self.body_bytes.clear()
-        self.body_bytes[head] = body_bytes
+        if len(self.requests) >= HEADS_MAX:
+            self.requests.clear()
+        self.requests[head] = body_bytes, origin
 
     def queued_head(self, default_headers: Sequence[Header], echo: Sequence[Header] = ()) -> bytes:
         """What an accepted order's answer begins with, up to its id."""

@@ -27,12 +27,20 @@ from ingest.hangup import cut_off, unless_hung_up
 from ingest.idempotency import idempotency_key
 from ingest.origin import origin_of
 from ingest.outcomes import Outcomes
+from ingest.owners import sees
 from ingest.patience import applied, asked_wait_s, preferred_wait_s
 from ingest.problems import NO_SUCH_ORDER
 from ingest.stock import read_query
 from processors.orders import find_order
 from processors.quantity import format_quantity
-from processors.schema import Order, format_instant, format_uuid, load_order, parse_uuid
+from processors.schema import (
+    Order,
+    format_instant,
+    format_uuid,
+    load_header,
+    load_order,
+    parse_uuid,
+)
 from ringbuf import Found, Identity, Ring
 
 UNSEEN = -1  # no count of commits
@@ -108,6 +116,8 @@ class GetOrder:
         wait_s, seen = asked_wait_s(read_query(scope, "wait")), self._outcomes.commits
         found = self._ring.find(key)
         if found is not None and not await self._flight.settled([found.item]):
+            if not sees(scope, owner_in(found)):
+                return unknown(format_uuid(key))
             if not wait_s:
                 return tagged(scope, in_flight(key, found))
             waiting = self._outcomes.of(identity(found.item), seen, wait_s)
@@ -116,10 +126,10 @@ class GetOrder:
                 return tagged(scope, final.to_json_dict())
             # It has been moving: what is known now, and not what was known then.
             found = self._ring.find(key)
-            if found is not None:
+            if found is not None and sees(scope, owner_in(found)):
                 return tagged(scope, in_flight(key, found))
         view = await self._database.ask(find_order, key)
-        if view is None:
+        if view is None or not sees(scope, view.owner):
             return unknown(format_uuid(key))
         return tagged(scope, view.to_json_dict())
 
@@ -127,6 +137,14 @@ class GetOrder:
 def unknown(order_id: str) -> Answer:
     """404."""
     return problem(NO_SUCH_ORDER, f"no order {order_id[:100]}")
+
+
+def owner_in(found: Found) -> str | None:
+    """Whose order it is; nobody's when that was damaged in memory."""
+    try:
+        return load_header(found.item.header).owner
+    except msgspec.DecodeError:
+        return None
 
 
 def in_flight(key: bytes, found: Found) -> dict[str, Any]:

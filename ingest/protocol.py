@@ -80,8 +80,12 @@ class FrontProtocol(HttpToolsProtocol):
 
     def _close_idle(self) -> None:
         # The loop may be behind: a request that has come and was not read yet is not cut off.
-        if not self.transport.is_closing() and not unread_bytes(self.transport):
+        if self.transport.is_closing():
+            return
+        if not unread_bytes(self.transport):
             self.transport.close()
+        elif self.scheme == "https":  # what came may be no more than a part of TLS's own
+            self._head_timer = self.loop.call_later(HEAD_S_MAX, self._head_too_slow)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -258,7 +262,8 @@ class FrontProtocol(HttpToolsProtocol):
 
     def _linger(self) -> None:
         """Read and drop for a while, so that a client still sending sees the answer."""
-        self.transport.write_eof()
+        if self.scheme == "http":  # TLS has no end of one direction; the answer says that we close
+            self.transport.write_eof()
         self._lingering = True
         self._dropped_bytes = 0
         self._stop_head_timer()

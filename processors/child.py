@@ -34,6 +34,7 @@ import msgspec
 from msgspec import Struct
 from setproctitle import setproctitle
 
+from processors.keys import Key
 from processors.logs import set_up_logging
 from processors.settings import Settings
 from processors.stop import Stop
@@ -63,6 +64,7 @@ class Launch(Struct, frozen=True):
     words_fd: where its last words go, a traceback.
     database: the 16 bytes that name the database, in hex; of one not asked yet, zeros.
     cause: why it follows another: signal or exit, how that one ended, or reload; "": it does not.
+    keys: of a front, whose requests it takes; None: anybody's.
     """
 
     role: Role
@@ -79,6 +81,7 @@ class Launch(Struct, frozen=True):
     cause: str = ""
     database: str = "00" * 16
     words_fd: int = 2
+    keys: list[Key] | None = None
 
     @property
     def name(self) -> str:

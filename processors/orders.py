@@ -33,7 +33,8 @@ class Allocation(Struct, frozen=True):
 
 class OrderView(Struct, frozen=True):
     """An order with its outcome; of one that can't be read (`dead`), customer is None and lines
-    is empty. Lines are (sku, thousandths), instants microseconds. `cause` is for operators."""
+    is empty. Lines are (sku, thousandths), instants microseconds. `cause` is for operators;
+    `owner`: the name of the key that posted it."""
 
     order_id: bytes
     round: int
@@ -50,6 +51,7 @@ class OrderView(Struct, frozen=True):
     attempts: int
     body_hash: bytes | None
     cause: str | None
+    owner: str | None
 
     def to_json_dict(self) -> dict[str, Any]:
         """The order as clients see it."""
@@ -114,6 +116,7 @@ def order_view(row: sa.Row[Any], allocations: list[Allocation]) -> OrderView:
         attempts=row.attempts,
         body_hash=row.body_hash,
         cause=row.cause,
+        owner=row.owner,
     )
 
 

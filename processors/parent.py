@@ -29,6 +29,7 @@ from processors.child import (
     give_turn,
     write_launch,
 )
+from processors.keys import Key as ApiKey
 from processors.settings import UNKNOWN_DATABASE, Settings
 from ringbuf import Ring
 
@@ -133,6 +134,7 @@ class Processes:
         self.by_key: dict[Key, Process] = {}
         self.heirs: dict[Key, Process] = {}
         self.database = UNKNOWN_DATABASE  # what children are told that it is called
+        self.api_keys: list[ApiKey] | None = None  # what fronts are told that they are
         self.held: tuple[int, int] | None = None
         self.causes: dict[Key, str] = {}  # how the last process of a key ended
         self.selector = selectors.DefaultSelector()
@@ -228,6 +230,7 @@ class Processes:
             cause=cause,
             database=self.database.hex(),
             words_fd=words_fd,
+            keys=self.api_keys if role == "front" else None,
         )
 
     def _popen(self, launch: Launch) -> subprocess.Popen[bytes]:

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from processors.datadir import CannotStart
 from processors.journal import journal_dir, make_journal_dir
-from processors.settings import SQLITE_PREFIXES, Settings, SettingsError, WorkSettings
+from processors.settings import (
+    SQLITE_PREFIXES,
+    Settings,
+    SettingsError,
+    WorkSettings,
+    is_loopback,
+)
+from processors.tls import server_context
 from ringbuf.segment import remove_half_made
 
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -66,6 +73,16 @@ def check_processor(settings: Settings) -> None:
     if check.returncode:
         reason = (check.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise SettingsError(f"--processor {processor}: {reason}")
+
+
+def check_exposure(settings: Settings) -> None:
+    """Whether the certificate can be used; else the fronts would die one after the other."""
+    http = settings.http
+    if server_context(http) is None and not is_loopback(http.host):
+        log.warning(
+            "--host %s without --ssl-certfile: keys and orders cross the network as they are, "
+            "unless a proxy on this network brings them", http.host,
+        )  # fmt: skip
 
 
 def prepare_journal(settings: Settings) -> None:

@@ -32,10 +32,13 @@ from processors.flags import BY_NAME, BY_VARIABLE, FLAGS, NUMBERS, Flag
 # Names a database that could not be asked yet what it is called.
 UNKNOWN_DATABASE = bytes(16)
 DEFAULT_FILE = "rasher.toml"
-# RASHER_ variables that are no settings of a running Rasher: where the file is, and the build's.
-OTHER_VARIABLES = frozenset({"RASHER_CONFIG", "RASHER_SANITIZE"})
+# RASHER_ variables that are no settings of a running Rasher: where the file is, the key that verbs
+# show a service, and the build's.
+TOKEN_VARIABLE = "RASHER_TOKEN"  # noqa: S105 - its name
+OTHER_VARIABLES = frozenset({"RASHER_CONFIG", TOKEN_VARIABLE, "RASHER_SANITIZE"})
 MULTIPLES = {"slot-bytes": 64, "segment-bytes": 4096}
 HELP_FLAGS = ("-h", "--help")
+HELP_COLUMN = 22
 
 SQLITE_PREFIXES = ("sqlite:///", "sqlite+pysqlite:///")
 POSTGRESQL_PREFIXES = ("postgresql://", "postgresql+psycopg://")
@@ -67,12 +70,20 @@ class RingSettings(Struct, frozen=True):
 
 
 class HttpSettings(Struct, frozen=True):
+    """keys, ssl_certfile, ssl_keyfile: absolute paths, "" for none; not resolved, for a link may
+    lead elsewhere at the next HUP."""
+
     host: str = "127.0.0.1"
     port: int = 8000
     fronts: int = 1
     max_connections: int = 4096
     max_body_bytes: int = 65536
     lane: str = "on"
+    keys: str = ""
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""
+    proxy_headers: str = "on"
+    forwarded_allow_ips: str = "127.0.0.1"
 
 
 class WorkSettings(Struct, frozen=True):
@@ -264,17 +275,32 @@ def check_path(given: Given, text: str) -> str:
 
 
 def check_host(given: Given, text: str) -> str:
-    if text == "localhost":
-        return text
+    if text != "localhost" and not is_address(text):
+        raise SettingsError(f"{given.where}: must be {BY_NAME['host'].range_text}")
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def is_address(text: str, *, or_network: bool = False) -> bool:
+    read = ipaddress.ip_network if or_network else ipaddress.ip_address
     try:
-        loopback = ipaddress.ip_address(text).is_loopback
+        read(text)
     except ValueError:
-        loopback = False
-    if not loopback:
-        raise SettingsError(
-            f"{given.where}: must be {BY_NAME['host'].range_text}: there are no keys yet, "
-            "and without them anybody on the network could order"
-        )
+        return False
+    return True
+
+
+def check_file(_given: Given, text: str) -> str:
+    return str(Path(text).absolute())
+
+
+def check_proxies(given: Given, text: str) -> str:
+    parts = [part.strip() for part in text.split(",")]
+    if text != "*" and not all(is_address(part, or_network="/" in part) for part in parts):
+        raise SettingsError(f"{given.where}: must be {BY_NAME['forwarded-allow-ips'].range_text}")
     return text
 
 
@@ -321,7 +347,15 @@ def check_processor(given: Given, text: str) -> str:
     return text
 
 
-CHECKS = {"host": check_host, "database": check_database, "processor": check_processor}
+CHECKS = {
+    "host": check_host,
+    "keys": check_file,
+    "ssl-certfile": check_file,
+    "ssl-keyfile": check_file,
+    "forwarded-allow-ips": check_proxies,
+    "database": check_database,
+    "processor": check_processor,
+}
 
 
 def build(values: dict[str, Value]) -> Settings:
@@ -336,8 +370,19 @@ def build(values: dict[str, Value]) -> Settings:
     for section, fields in sections.items():
         own[section] = msgspec.structs.replace(getattr(BARE, section), **fields)
     settings = Settings(**own)
+    check_http(settings.http)
     check_journal(settings)
     return settings
+
+
+def check_http(http: HttpSettings) -> None:
+    if not http.keys and not is_loopback(http.host):
+        raise SettingsError(
+            f"--host {http.host}: needs --keys FILE, for without keys anybody on the network could "
+            "order; `rasher keys add` makes the file"
+        )
+    if http.ssl_keyfile and not http.ssl_certfile:
+        raise SettingsError(f"--ssl-keyfile {http.ssl_keyfile}: needs --ssl-certfile")
 
 
 def check_journal(settings: Settings) -> None:
@@ -375,14 +420,14 @@ def usage(verbs: Mapping[str, str]) -> str:
     lines += [
         "",
         "File:",
-        f"{'  --config':<22}a toml file with the same names, as in data-dir = './var'",
+        f"{'  --config':<{HELP_COLUMN}}a toml file with the same names, as in data-dir = './var'",
     ]
-    lines += [f"{'':22}default {DEFAULT_FILE} if there is one here [RASHER_CONFIG]"]
+    lines += [f"{'':{HELP_COLUMN}}default {DEFAULT_FILE} if there is one here [RASHER_CONFIG]"]
     return "\n".join(lines)
 
 
 def flag_lines(flag: Flag) -> list[str]:
     option = f"  {flag.option}"
-    head = f"{option:<22}{flag.help}"
+    head = f"{option:<{HELP_COLUMN - 1}} {flag.help}"
     default = flag.default_text or f"{default_of(flag)}".removesuffix(".0")
-    return [head, f"{'':22}{flag.range_text}; default {default} [{flag.variable}]"]
+    return [head, f"{'':{HELP_COLUMN}}{flag.range_text}; default {default} [{flag.variable}]"]

@@ -28,6 +28,8 @@ COUNTERS = (
     "draining",
     "database",
     "journal",
+    "unauthorized",
+    "forbidden",
     "allocated",
     "rejected",
     "dead",
@@ -37,7 +39,7 @@ COUNTERS = (
     "restarted_reload",
     "cancelled",
 )
-REFUSALS = COUNTERS[1:11]
+REFUSALS = COUNTERS[1:13]
 OUTCOMES = ("allocated", "rejected", "dead", "cancelled")
 CAUSES = ("signal", "exit", "reload")
 # A page holds four: of a front (a writer's page) the first two, of a worker the last three. Two
@@ -59,7 +61,15 @@ ACCEPT_US, QUEUE_US = HISTOGRAM["accept_us"], HISTOGRAM["queue_us"]
 SYNC_US = HISTOGRAM["sync_us"]
 COMMIT_US, COMMIT_ORDERS = HISTOGRAM["commit_us"], HISTOGRAM["commit_orders"]
 # What a refusal is called that only its status tells.
-BY_STATUS = {408: "slow", 413: "too_large", 415: "wrong_type", 503: "database"}
+BY_STATUS = {
+    400: "malformed",
+    401: "unauthorized",
+    403: "forbidden",
+    408: "slow",
+    413: "too_large",
+    415: "wrong_type",
+    503: "database",
+}
 
 
 def bucket(value: int) -> int:

@@ -17,8 +17,10 @@ from ingest.accept import Acceptor
 from ingest.app import make_acceptor, make_app
 from ingest.database import Database
 from ingest.front import FrontServer
+from ingest.keys import Keyring
 from ingest.outcomes import Outcomes
 from processors.journal import journal_rules, make_journal_dir
+from processors.keys import load_keys
 from processors.pipeline import Processor, fefo
 from processors.settings import HttpSettings, JournalSettings, RingSettings, Settings
 from processors.stop import Stop
@@ -154,8 +156,10 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
             journal = await Journal.open(rules, errors.append)
         acceptor = make_acceptor(settings, shared, writer, database, tally, journal=journal)
         outcomes = Outcomes(shared, database, acceptor.ending)
-        app = make_app(settings, shared, acceptor, database, outcomes)
-        server = FrontServer(app, acceptor, listener, settings)
+        keys = load_keys(settings)
+        keyring = None if keys is None else Keyring(keys)
+        app = make_app(settings, shared, acceptor, database, outcomes, keyring)
+        server = FrontServer(app, acceptor, listener, settings, keyring)
         serving = asyncio.create_task(server.run_until_drained(ready.set))
         await ready.wait()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)

@@ -22,6 +22,7 @@ from ingest._lane import render_queued
 from ingest.answers import Queued
 from ingest.lane import LaneProtocol
 from ingest.memo import Memo
+from ingest.origin import NOBODY
 from processors.schema import parse_uuid
 from tests.ingest.twins import BODY_BYTES_MAX, DATE, Front, Wire, front, journaled
 
@@ -268,11 +269,11 @@ def test_a_new_date_makes_a_new_answer() -> None:
 def test_no_more_heads_are_remembered_than_the_limit() -> None:
     known = Memo()
     for number in range(3 * memo.HEADS_MAX):
-        known.learn(b"%d" % number, number)
-        assert len(known.body_bytes) <= memo.HEADS_MAX
-        assert known.body_bytes[b"%d" % number] == number
-    known.learn(b"x" * (memo.HEAD_BYTES_MAX + 1), 1)
-    assert max(map(len, known.body_bytes)) <= memo.HEAD_BYTES_MAX
+        known.learn(b"%d" % number, number, NOBODY)
+        assert len(known.requests) <= memo.HEADS_MAX
+        assert known.requests[b"%d" % number] == (number, NOBODY)
+    known.learn(b"x" * (memo.HEAD_BYTES_MAX + 1), 1, NOBODY)
+    assert max(map(len, known.requests)) <= memo.HEAD_BYTES_MAX
 
 
 def test_off_is_the_application_alone(tmp_path: Path) -> None:

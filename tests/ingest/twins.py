@@ -15,6 +15,7 @@ from ingest.accept import Acceptor
 from ingest.app import make_app
 from ingest.database import Database
 from ingest.front import FrontServer
+from ingest.keys import Keyring
 from ingest.lookup import Earlier
 from ingest.outcomes import Outcomes
 from ingest.protocol import FrontProtocol
@@ -132,7 +133,9 @@ class Front:
 
 
 @contextmanager
-def front(folder: Path, lane: str, capacity: int = 16) -> Iterator[Front]:
+def front(
+    folder: Path, lane: str, capacity: int = 16, keyring: Keyring | None = None
+) -> Iterator[Front]:
     """Ids count from 1, dates stand still: two of them answer alike to the byte."""
     folder.mkdir(exist_ok=True)
     settings = Settings(
@@ -154,8 +157,8 @@ def front(folder: Path, lane: str, capacity: int = 16) -> Iterator[Front]:
         )
         database = Database(Store.open(settings.database))
         outcomes = Outcomes(ring, database, acceptor.ending)
-        app = make_app(settings, ring, acceptor, database, outcomes)
-        server = FrontServer(app, acceptor, unused, settings)
+        app = make_app(settings, ring, acceptor, database, outcomes, keyring)
+        server = FrontServer(app, acceptor, unused, settings, keyring)
         server.server_state.default_headers = [DATE]
         yield Front(ring, reader, acceptor, server)
     path.unlink()

@@ -36,7 +36,8 @@ def refusal(*argv: str, **environ: str) -> str:
 
 def by_flag(flag: Flag, text: str) -> object:
     """What one flag sets its field to."""
-    value: object = settings(f"{flag.option}={text}")
+    more = ["--ssl-certfile=/c"] if flag.name == "ssl-keyfile" else []
+    value: object = settings(f"{flag.option}={text}", *more)
     for part in flag.place.split("."):
         value = getattr(value, part)
     return value
@@ -45,6 +46,11 @@ def by_flag(flag: Flag, text: str) -> object:
 SAMPLES = {
     "host": ("127.0.0.2", "127.0.0.2"),
     "lane": ("off", "off"),
+    "keys": ("/k", "/k"),
+    "ssl-certfile": ("/c", "/c"),
+    "ssl-keyfile": ("/k", "/k"),
+    "proxy-headers": ("off", "off"),
+    "forwarded-allow-ips": ("10.0.0.0/8, ::1", "10.0.0.0/8, ::1"),
     "ring-dir": ("/run", "/run"),
     "processor": ("my.line:make", "my.line:make"),
     "data-dir": ("/tmp/d", "/tmp/d"),
@@ -93,7 +99,7 @@ def test_a_number_out_of_range_is_told_with_value_range_and_flag(flag: Flag) -> 
 
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 def test_a_default_is_in_its_own_range(flag: Flag) -> None:
-    if flag.name not in ("data-dir", "database", "ring-dir"):
+    if flag.name not in ("data-dir", "database", "ring-dir") and default_of(flag) != "":
         assert by_flag(flag, str(default_of(flag))) == default_of(flag)
 
 
@@ -124,7 +130,7 @@ def test_the_file_may_have_another_name_and_must_exist_then() -> None:
         ("capacity = 0", "capacity = 0 in rasher.toml (--capacity): out of range, must be "),
         ("capacity = 1.5", "capacity = 1.5 in rasher.toml (--capacity): must be a whole number"),
         ("full-timeout = nan", "full-timeout = nan in rasher.toml (--full-timeout): must be a num"),
-        ("host = 5", "host = 5 in rasher.toml (--host): must be loopback"),
+        ("host = 5", "host = 5 in rasher.toml (--host): must be an IP"),
         ("capacity =", "rasher.toml (--config): "),
     ],
 )
@@ -177,9 +183,42 @@ def test_loopback_hosts_are_taken(host: str) -> None:
     assert settings("--host", host).http.host == host
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", "", "127.1"])
-def test_any_other_host_is_refused_naming_the_flag(host: str) -> None:
-    assert refusal(f"--host={host}").startswith(f"--host {host}: must be loopback")
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5"])
+def test_any_other_address_needs_keys_and_the_refusal_names_both_flags(host: str) -> None:
+    assert refusal("--host", host).startswith(f"--host {host}: needs --keys FILE")
+    assert refusal(RASHER_HOST=host).startswith(f"--host {host}: needs --keys FILE")
+    assert settings("--host", host, "--keys", "k").http.host == host
+
+
+@pytest.mark.parametrize("host", ["example.com", "", "127.1", "0.0.0.0/0"])
+def test_what_is_no_address_is_refused_naming_the_flag(host: str) -> None:
+    text = refusal(f"--host={host}", "--keys=k")
+    assert text == f"--host {host}: must be an IP address or localhost"
+
+
+def test_a_file_is_made_absolute_and_its_links_are_kept(tmp_path: Path) -> None:
+    Path("real").touch()
+    Path("link").symlink_to("real")
+    found = settings("--keys", "link", "--ssl-certfile", "link", "--ssl-keyfile", "link").http
+    assert {found.keys, found.ssl_certfile, found.ssl_keyfile} == {str(tmp_path / "link")}
+
+
+def test_a_private_key_without_its_certificate_is_refused() -> None:
+    assert refusal("--ssl-keyfile", "/k") == "--ssl-keyfile /k: needs --ssl-certfile"
+
+
+@pytest.mark.parametrize("text", ["*", "127.0.0.1", "10.0.0.0/8,::1", " 10.1.2.3 , fd00::/8"])
+def test_proxies_are_addresses_and_networks(text: str) -> None:
+    assert settings("--forwarded-allow-ips", text).http.forwarded_allow_ips == text
+
+
+@pytest.mark.parametrize("text", ["", "proxy", "10.0.0.1/8", "127.0.0.1,", "*,::1", "10.0.0.0/33"])
+def test_other_proxies_are_refused(text: str) -> None:
+    assert "must be IP addresses, networks, or *" in refusal(f"--forwarded-allow-ips={text}")
+
+
+def test_the_key_that_verbs_show_is_no_setting() -> None:
+    assert settings(RASHER_TOKEN="rsk_") == settings()
 
 
 def test_slot_bytes_must_be_a_multiple_of_64() -> None:
