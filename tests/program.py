@@ -118,7 +118,7 @@ class Rasher:
         self.process = psutil.Process(self.popen.pid)
 
     def ready(self) -> Rasher:
-        self.address = self.log.match(r"ready on http://(\S+):(\d+):").groups()
+        self.address = self.log.match(r"ready on https?://(\S+):(\d+):").groups()
         return self
 
     def words_of(self, flag: str) -> list[str]:

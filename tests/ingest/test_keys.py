@@ -8,18 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest import dead_letter_verb, load
 from ingest.answers import Queued
 from ingest.app import make_routes
+from ingest.dead_letter_verb import Doing
 from ingest.keys import NEEDS, OPEN, Keyring
 from ingest.origin import make_origin
 from processors.keys import change_keys, new_key, read_keys
 from processors.schema import format_uuid, load_header
+from processors.settings import BARE
 from tests.ingest.keyring import bearer, make_keys
-from tests.ingest.test_lane import BODIES, GOOD, LAST, OWN, TYPES, in_a_loop, post, statuses
+from tests.ingest.test_lane import GOOD, LAST, OWN, TYPES, in_a_loop, post, statuses
 from tests.ingest.twins import Wire, front
 
 if TYPE_CHECKING:
@@ -301,7 +305,7 @@ def keyed(token: str, body: bytes = GOOD, extra: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("reads", ["one", "two", "same"])
-@pytest.mark.parametrize("body", [GOOD, OWN % 1, *BODIES[4:6]])
+@pytest.mark.parametrize("body", [GOOD, OWN % 1])
 def test_lane_and_application_answer_alike_with_keys(
     tmp_path: Path, path: Path, tokens: dict[str, str], reads: str, body: bytes
 ) -> None:
@@ -390,3 +394,29 @@ async def test_a_large_body_without_a_key_is_refused_unread(service: Service) ->
     head = "POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     await raw.send(f"{head}Content-Length: 1000000\r\n\r\n".encode())
     assert (await asyncio.wait_for(raw.answer(), 5))[0] == 401
+
+
+# ---- the verbs that call the service -------------------------------------------------------------
+
+
+async def test_verbs_show_the_key_of_the_environment(
+    service: Service, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ["--url", f"http://127.0.0.1:{service.port}"]
+    posting = load._parser(BARE).parse_args([*where, "--rate", "100", "--duration", "0.02"])
+    replaying = dead_letter_verb._parser(BARE).parse_args(["replay", "--all", *where])
+    assert (await call(service, tokens["boss"], "POST", "/lots", LOT)).status_code == 201
+
+    async def replay() -> int:
+        return await Doing(replaying, "POST", "/replay", 202, "replayed").run()
+
+    for name, loaded in (("clerk", 0), ("shop", 1), ("office", 1)):
+        monkeypatch.setenv("RASHER_TOKEN", tokens[name])
+        assert await load._load(posting) == loaded, name
+        with pytest.raises(aiohttp.ClientResponseError, match="403"):
+            await replay()
+    monkeypatch.setenv("RASHER_TOKEN", tokens["boss"])
+    assert (await load._load(posting), await replay()) == (0, 0)
+    monkeypatch.delenv("RASHER_TOKEN")
+    assert await load._load(posting) == 1
+    assert set(owners(service)) == {"clerk", "boss"}
