@@ -41,6 +41,7 @@ from benchmarks.program import MEMORY, running, scratch
 from benchmarks.report import Bench
 from benchmarks.servers import Server, free_port, listens, python
 from benchmarks.stock import NotDone
+from processors.keys import change_keys, new_key
 
 POSTING_S, QUICK_POSTING_S = 5, 1
 WARM_UP_S = 1
@@ -59,6 +60,7 @@ MAIN, FRONTS, WORKERS, LINES = "64 connections", "fronts", "workers", "lines"
 CAPACITY, DURABILITY = "capacity", "durability"
 ON_DISK, IN_MEMORY = "disk", "memory"
 LANE, ROUTE, SMALL = "Rasher", "Rasher, --lane off", "Rasher, capacity 100"
+KEYED, KEYS = "Rasher, 100 keys", 100
 NGINX = "nginx, return 202"
 ASYNCIO = "Starlette, asyncio.Queue(100)"
 MULTIPROCESSING = "Starlette, multiprocessing.Queue(100)"
@@ -74,6 +76,7 @@ class Target(Struct, frozen=True):
     roots: list[int]
     taken: Callable[[], int] | None = None
     waited: Callable[[], int] | None = None
+    token: str = ""  # the key that the sender shows
 
 
 Start = Callable[[Path], AbstractContextManager[Target]]
@@ -92,6 +95,16 @@ def rasher(
             program.port, program.role("front"), [program.server.pid],
             program.accepted, program.waited,
         )  # fmt: skip
+
+
+@contextmanager
+def keyed(folder: Path, *flags: str) -> Iterator[Target]:
+    """The same for known keys only, of which there are KEYS."""
+    made = [new_key(f"client-{number}", ["submit"]) for number in range(KEYS)]
+    path = folder / "keys.json"
+    change_keys(path, lambda _: [key for key, _ in made])
+    with rasher(folder, *flags, "--keys", str(path)) as target:
+        yield msgspec.structs.replace(target, token=made[0][1])
 
 
 @contextmanager
@@ -130,12 +143,12 @@ def run_side(
 ) -> Figures:
     """One round: a new server, a warm-up, then what counts. `parent`: where its data lies."""
     with scratch("accept", parent) as folder, start(folder) as target:
-        post(target.port, WARM_UP_S, CONNECTIONS, body, pinned=pinned)
+        post(target.port, WARM_UP_S, CONNECTIONS, body, pinned=pinned, token=target.token)
         earlier = target.taken() if target.taken else 0
         waited = target.waited() if target.waited else 0
         front_s, all_s = own_cpu_s(target.fronts), cpu_s(*target.roots)
         posting_s = QUICK_POSTING_S if options.quick else POSTING_S
-        posted = post(target.port, posting_s, CONNECTIONS, body, pinned=pinned)
+        posted = post(target.port, posting_s, CONNECTIONS, body, pinned=pinned, token=target.token)
         front_s, all_s = own_cpu_s(target.fronts) - front_s, cpu_s(*target.roots) - all_s
         check(target, posted, earlier)
         waited = target.waited() - waited if target.waited else 0
@@ -165,10 +178,16 @@ def check(target: Target, posted: Posted, earlier: int) -> None:
 
 
 def post(
-    port: int, seconds: float, connections: int, *bodies: bytes, pinned: bool = True
+    port: int,
+    seconds: float,
+    connections: int,
+    *bodies: bytes,
+    pinned: bool = True,
+    token: str = "",
 ) -> Posted:
     """wrk, one thread, on the load's core: each connection as fast as it is answered."""
     command = [str(find_program("wrk")), "-t1", f"-c{connections}", f"-d{seconds:g}s"]
+    command += ["-H", f"authorization: Bearer {token}"] if token else []
     command += ["--timeout", "30s", "-s", str(SCRIPT), f"http://127.0.0.1:{port}", "--"]
     command += [body.decode() for body in bodies]
     done = subprocess.run(
@@ -204,6 +223,7 @@ def main_sides(options: Options) -> list[Side]:
     """Both ways of Rasher, the queues of Python, nginx."""
     starts: dict[str, Start] = {
         LANE: with_flags(rasher, *ROOMY),
+        KEYED: with_flags(keyed, *ROOMY),
         ROUTE: with_flags(rasher, *ROOMY, "--lane", "off"),
         SMALL: with_flags(rasher),
         ASYNCIO: with_flags(starlette, "asyncio"),
@@ -275,6 +295,7 @@ def run_main(bench: Bench) -> None:
     bench.compare(MAIN, COST, LANE, ASYNCIO, at_most=1 / 4)
     bench.compare(MAIN, COST, LANE, MULTIPROCESSING)
     bench.compare(MAIN, COST, LANE, ROUTE)
+    bench.compare(MAIN, COST, KEYED, LANE)
     bench.compare(MAIN, COST, NGINX, LANE, at_least=0.33)
     bench.bars(MAIN, COST)
 

@@ -18,7 +18,7 @@ from ingest.dead_letters import DeadLetters
 from ingest.endpoints import Methods, answering, http_problem, server_problem
 from ingest.exchange import Application
 from ingest.health import Readyz, livez
-from ingest.keys import Keyed, Keyring, needed, needing
+from ingest.keys import Keyed, Keyring, guarded
 from ingest.lookup import Lookup
 from ingest.metrics import Metrics
 from ingest.order_list import ListOrders
@@ -120,7 +120,7 @@ def route(tally: Tally, path: str, **applications: Application) -> Route:
     """One path, each method for the keys that `keys.NEEDS` says."""
     methods = Methods(
         **{
-            method: needing(needed(method, path), application, tally)
+            method: guarded(method, path, application, tally)
             for method, application in applications.items()
         }
     )

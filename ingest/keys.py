@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from ingest.answers import Answer, problem
 from ingest.exchange import Application, Receive, Scope, Send, deliver
-from ingest.origin import IDENTITY, Origin, make_origin
+from ingest.origin import IDENTITY, NOBODY, Origin, make_origin
 from processors.keys import ID, Key
 from processors.tally import Tally
 
@@ -75,6 +75,10 @@ class Identity(Struct, frozen=True):
         return self.may(NEEDS["POST", "/orders"])
 
 
+# Whoever asks for what is open.
+STRANGER = Identity("", frozenset(), NOBODY)
+
+
 class Keyring:
     """The keys of a front."""
 
@@ -103,16 +107,18 @@ class Keyed:
         self._tally = tally
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        if path not in OPEN and not path.startswith(OPEN_BELOW):
-            given = [value for name, value in scope["headers"] if name == AUTHORIZATION]
-            # Of two, a proxy might have looked at the other.
-            identity = self._keyring.identify(given[0]) if len(given) == 1 else None
-            if identity is None:
-                self._tally.refused(401)
-                await deliver(unauthorized(given), receive, send)
-                return
-            scope[IDENTITY] = identity
+        if is_open(scope["path"]):
+            scope[IDENTITY] = STRANGER
+            await self._app(scope, receive, send)
+            return
+        given = [value for name, value in scope["headers"] if name == AUTHORIZATION]
+        # Of two, a proxy might have looked at the other.
+        identity = self._keyring.identify(given[0]) if len(given) == 1 else None
+        if identity is None:
+            self._tally.refused(401)
+            await deliver(unauthorized(given), receive, send)
+            return
+        scope[IDENTITY] = identity
         await self._app(scope, receive, send)
 
 
@@ -130,9 +136,15 @@ def needing(scopes: frozenset[str], app: Application, tally: Tally) -> Applicati
     return application
 
 
-def needed(method: str, path: str) -> frozenset[str]:
-    """What a route needs; nothing is forgotten here but in the safe direction."""
-    return NEEDS.get((method, path), frozenset())
+def guarded(method: str, path: str, app: Application, tally: Tally) -> Application:
+    """The application of a route, for whoever may call it. A route that NEEDS does not know is for
+    admin alone: nothing is forgotten here but in the safe direction."""
+    return app if is_open(path) else needing(NEEDS.get((method, path), frozenset()), app, tally)
+
+
+def is_open(path: str) -> bool:
+    """Whether that path needs no key."""
+    return path in OPEN or path.startswith(OPEN_BELOW)
 
 
 def unauthorized(given: list[bytes]) -> Answer:

@@ -155,7 +155,10 @@ def load_keys(settings: Settings) -> list[Key] | None:
 def reload_keys(settings: Settings, keys: list[Key] | None) -> list[Key] | None:
     """At HUP: the file's; while that can't be used those of before, and it is said."""
     try:
-        return load_keys(settings)
+        found = load_keys(settings)
     except SettingsError as error:
         log.error("the keys stay as they are: %s", error)
         return keys
+    if found is not None:
+        log.info("--keys %s: %d keys count from now on", settings.http.keys, len(found))
+    return found

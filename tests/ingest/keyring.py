@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
-from processors.keys import Scope, change_keys, new_key
+from ingest.keys import Keyring
+from processors.keys import Key, Scope, change_keys, new_key
+
+# One that is the same in every run, for tests that remember what they tried.
+TOKEN = "rsk_01234567_" + "s" * 43
+READING = "rsk_89abcdef_" + "r" * 43
+
+
+def fixed_keyring() -> Keyring:
+    """TOKEN is shop's, who may order, READING office's, who may not."""
+    told = [(TOKEN, "shop", "submit"), (READING, "office", "read")]
+    return Keyring(
+        Key(token[4:12], name, _scopes(scopes), "", sha256(token.encode()).hexdigest())
+        for token, name, scopes in told
+    )
 
 
 def make_keys(path: Path, **scopes: str) -> dict[str, str]:

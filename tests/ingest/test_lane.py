@@ -24,6 +24,7 @@ from ingest.lane import LaneProtocol
 from ingest.memo import Memo
 from ingest.origin import NOBODY
 from processors.schema import parse_uuid
+from tests.ingest.keyring import READING, TOKEN, fixed_keyring
 from tests.ingest.twins import BODY_BYTES_MAX, DATE, Front, Wire, front, journaled
 
 T = TypeVar("T")
@@ -61,6 +62,9 @@ EXTRAS = [
     b"X-Request-ID: no good\r\n",
     b"Traceparent: nonsense\r\n",
     b"Idempotency-Key: k\r\n",
+    b"Authorization: Bearer %s\r\n" % TOKEN.encode(),
+    b"Authorization: Bearer %s\r\n" % READING.encode(),
+    b"Authorization: Bearer %s\r\nX-Request-ID: web-18\r\n" % TOKEN.encode(),
     b"X-Long: " + b"x" * 3000 + b"\r\n",
 ]
 LAST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -87,7 +91,7 @@ requests = st.builds(
     post,
     st.sampled_from(BODIES),
     st.sampled_from([*TYPES[:1] * 6, *TYPES]),
-    st.sampled_from([*EXTRAS[:1] * 6, *EXTRAS]),
+    st.sampled_from([*EXTRAS[:1] * 6, *EXTRAS[-4:-3] * 3, *EXTRAS]),
     st.sampled_from(["length"] * 6 + ["chunked", "nothing"]),
     st.sampled_from(
         [b"POST /orders HTTP/1.1"] * 8
@@ -124,13 +128,15 @@ def in_a_loop(run: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 def both(
-    folder: Path, reads: list[bytes], turns: int = 0, *, disk: bool = False
+    folder: Path, reads: list[bytes], turns: int = 0, *, disk: bool = False, keys: bool = False
 ) -> list[tuple[bytes, Any]]:
-    """What each twin answers and has accepted, the lane's first; `disk`: with a journal each."""
+    """What each twin answers and has accepted, the lane's first; `disk`: with a journal each;
+    `keys`: they take requests of known keys only."""
 
     async def ask(lane: str) -> tuple[bytes, Any]:
         async with AsyncExitStack() as stack:
-            twin = stack.enter_context(front(folder, lane))
+            keyring = fixed_keyring() if keys else None
+            twin = stack.enter_context(front(folder, lane, keyring=keyring))
             if disk:
                 await stack.enter_async_context(journaled(twin, folder / lane))
             return await twin.converse(reads, turns), twin.accepted()
@@ -141,11 +147,11 @@ def both(
 @settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(reads=conversations(), turns=st.sampled_from([0, 1, 3, 30]), disk=st.booleans())
+@given(conversations(), st.sampled_from([0, 1, 3, 30]), st.booleans(), st.booleans())
 def test_lane_and_application_answer_alike(
-    tmp_path: Path, reads: list[bytes], turns: int, disk: bool
+    tmp_path: Path, reads: list[bytes], turns: int, disk: bool, keys: bool
 ) -> None:
-    lane, application = both(tmp_path, reads, turns, disk=disk)
+    lane, application = both(tmp_path, reads, turns, disk=disk, keys=keys)
     assert lane == application
 
 
@@ -154,11 +160,11 @@ def test_lane_and_application_answer_alike(
 @settings(
     max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(reads=conversations(), turns=st.sampled_from([0, 1, 3, 30]), disk=st.booleans())
+@given(conversations(), st.sampled_from([0, 1, 3, 30]), st.booleans(), st.booleans())
 def test_lane_and_application_answer_alike_for_long(
-    tmp_path: Path, reads: list[bytes], turns: int, disk: bool
+    tmp_path: Path, reads: list[bytes], turns: int, disk: bool, keys: bool
 ) -> None:
-    lane, application = both(tmp_path, reads, turns, disk=disk)
+    lane, application = both(tmp_path, reads, turns, disk=disk, keys=keys)
     assert lane == application
 
 
