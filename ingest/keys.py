@@ -18,9 +18,10 @@ from hmac import compare_digest
 
 from msgspec import Struct
 
-from ingest.answers import Answer, problem
+from ingest.answers import Answer, Headers, problem
 from ingest.exchange import Application, Receive, Scope, Send, deliver
 from ingest.origin import IDENTITY, NOBODY, Origin, make_origin
+from ingest.problems import NO_KEY, UNKNOWN_KEY, WRONG_SCOPE
 from processors.keys import ID, Key
 from processors.tally import Tally
 
@@ -150,12 +151,12 @@ def is_open(path: str) -> bool:
 def unauthorized(given: list[bytes]) -> Answer:
     """401; RFC 6750."""
     if not given:
-        detail, error = "this needs a key: Authorization: Bearer rsk_…", b""
-    elif len(given) > 1:
-        detail, error = "Authorization is there more than once", b', error="invalid_request"'
-    else:
-        detail, error = "the key is not known, or was revoked (--keys)", b', error="invalid_token"'
-    return problem(401, detail, ((b"www-authenticate", b'Bearer realm="rasher"' + error),))
+        return problem(NO_KEY, "this needs a key: Authorization: Bearer rsk_…", challenge(""))
+    if len(given) > 1:
+        detail = "Authorization is there more than once"
+        return problem(UNKNOWN_KEY, detail, challenge(', error="invalid_request"'))
+    detail = "the key is not known, or was revoked (--keys)"
+    return problem(UNKNOWN_KEY, detail, challenge(', error="invalid_token"'))
 
 
 def forbidden(identity: Identity, scopes: frozenset[str]) -> Answer:
@@ -163,5 +164,10 @@ def forbidden(identity: Identity, scopes: frozenset[str]) -> Answer:
     wanted = sorted(scopes | {ADMIN})
     has = ", ".join(sorted(identity.scopes))
     detail = f"this needs the scope {' or '.join(wanted)}; the key of {identity.name} has: {has}"
-    challenge = f'Bearer realm="rasher", error="insufficient_scope", scope="{wanted[-1]}"'
-    return problem(403, detail, ((b"www-authenticate", challenge.encode()),))
+    more = f', error="insufficient_scope", scope="{wanted[-1]}"'
+    return problem(WRONG_SCOPE, detail, challenge(more))
+
+
+def challenge(more: str) -> Headers:
+    """What every refusal for a key's sake says."""
+    return ((b"www-authenticate", f'Bearer realm="rasher"{more}'.encode()),)

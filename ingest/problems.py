@@ -55,6 +55,21 @@ MALFORMED = ProblemType(
     "The body is not UTF-8, not JSON, or nested too deep. NaN and Infinity are not JSON.",
     "Send a JSON document; `detail` says where reading stopped.",
 )  # fmt: skip
+NO_KEY = ProblemType(
+    "no-key", 401, "A key is needed",
+    "The service takes requests of known keys only, and this one shows none.",
+    "Send `Authorization: Bearer rsk_…` with the key that the operator gave out.",
+)  # fmt: skip
+UNKNOWN_KEY = ProblemType(
+    "unknown-key", 401, "The key is not known",
+    "The key was never given out, or it was revoked, or `Authorization` is there more than once.",
+    "Send one key, whole, as `Authorization: Bearer rsk_…`, or ask the operator for a new one.",
+)  # fmt: skip
+WRONG_SCOPE = ProblemType(
+    "wrong-scope", 403, "The key may not do this",
+    "The key is known and has none of the scopes that this call takes; `detail` names both.",
+    "Use a key that has one of them.",
+)  # fmt: skip
 NO_SUCH_PATH = ProblemType(
     "no-such-path", 404, "There is nothing at this path",
     "No call has this path. A slash at the end makes another path.",
@@ -108,7 +123,8 @@ HEAD_TOO_LARGE = ProblemType(
 
 NO_SUCH_ORDER = ProblemType(
     "no-such-order", 404, "No such order",
-    "No order of this id was ever taken in, or it was finished and is forgotten (`--retain-days`).",
+    "No order of this id was ever taken in, or it was finished and is forgotten (`--retain-days`),"
+    " or it is of another name than the key's, which sees only its own.",
     "Check the id. An order that was answered 202 is found from that moment on.",
 )  # fmt: skip
 NO_SUCH_LOT = ProblemType(
