@@ -53,6 +53,7 @@ def make_app(
     acceptor: Acceptor,
     database: Database,
     outcomes: Outcomes,
+    *,
     keyring: Keyring | None = None,
 ) -> Application:
     """The application over a ring and a database, both open, for whoever has one of these keys."""

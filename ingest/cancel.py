@@ -7,7 +7,7 @@ from ingest.answers import Answer, json_answer, problem
 from ingest.database import Database
 from ingest.exchange import Receive, Scope
 from ingest.orders import unknown
-from ingest.owners import only_of
+from ingest.owners import cancels_only_of
 from ingest.problems import NOT_CANCELLABLE
 from processors.cancelling import Cancellation, Canceller
 from processors.jobs import DISCARDED
@@ -34,7 +34,7 @@ class DeleteOrder:
         # With the flow, as everybody looks: what has left the hands is in the database.
         found = self._ring.find(key)
         item = None if found is None else found.item
-        done = await self._database.ask(self._cancel, key, item, only_of(scope))
+        done = await self._database.ask(self._cancel, key, item, cancels_only_of(scope))
         if done.verdict == "cancelled":
             self._acceptor.tally.count("cancelled")
             self._ring.bump_commits()

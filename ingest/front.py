@@ -298,7 +298,7 @@ async def serve(child: Child) -> None:
         outcomes = Outcomes(child.ring, database, acceptor.ending)
         keys = child.launch.keys
         keyring = None if keys is None else Keyring(keys)
-        app = make_app(settings, child.ring, acceptor, database, outcomes, keyring)
+        app = make_app(settings, child.ring, acceptor, database, outcomes, keyring=keyring)
         server = FrontServer(app, acceptor, socket.socket(fileno=listen_fd), settings, keyring)
         loop.add_signal_handler(signal.SIGTERM, server.drain)
         loop.add_signal_handler(RETIRE, server.retire)

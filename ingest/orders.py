@@ -116,8 +116,7 @@ class GetOrder:
         wait_s, seen = asked_wait_s(read_query(scope, "wait")), self._outcomes.commits
         found = self._ring.find(key)
         if found is not None and not await self._flight.settled([found.item]):
-            if not sees(scope, owner_in(found)):
-                return unknown(format_uuid(key))
+            must_see(scope, key, owner_in(found))
             if not wait_s:
                 return tagged(scope, in_flight(key, found))
             waiting = self._outcomes.of(identity(found.item), seen, wait_s)
@@ -126,17 +125,25 @@ class GetOrder:
                 return tagged(scope, final.to_json_dict())
             # It has been moving: what is known now, and not what was known then.
             found = self._ring.find(key)
-            if found is not None and sees(scope, owner_in(found)):
+            if found is not None:
+                must_see(scope, key, owner_in(found))
                 return tagged(scope, in_flight(key, found))
         view = await self._database.ask(find_order, key)
-        if view is None or not sees(scope, view.owner):
+        if view is None:
             return unknown(format_uuid(key))
+        must_see(scope, key, view.owner)
         return tagged(scope, view.to_json_dict())
 
 
 def unknown(order_id: str) -> Answer:
     """404."""
     return problem(NO_SUCH_ORDER, f"no order {order_id[:100]}")
+
+
+def must_see(scope: Scope, key: bytes, owner: str | None) -> None:
+    """Refused with the 404 of an order that is not there, for one that is not to be seen."""
+    if not sees(scope, owner):
+        raise Refused(unknown(format_uuid(key)))
 
 
 def owner_in(found: Found) -> str | None:

@@ -158,7 +158,7 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
         outcomes = Outcomes(shared, database, acceptor.ending)
         keys = load_keys(settings)
         keyring = None if keys is None else Keyring(keys)
-        app = make_app(settings, shared, acceptor, database, outcomes, keyring)
+        app = make_app(settings, shared, acceptor, database, outcomes, keyring=keyring)
         server = FrontServer(app, acceptor, listener, settings, keyring)
         serving = asyncio.create_task(server.run_until_drained(ready.set))
         await ready.wait()

@@ -190,7 +190,9 @@ async def test_a_bad_idempotency_key_is_400_with_a_key_too(
 
 
 def routes(service: Service) -> list[tuple[str, str]]:
-    app = make_routes(service.settings, service.ring, service.acceptor, service.database)
+    app = make_routes(
+        service.settings, service.ring, service.acceptor, service.database, service.outcomes
+    )
     return [
         (method, route.path)  # type: ignore[attr-defined]
         for route in app.routes

@@ -157,7 +157,7 @@ def front(
         )
         database = Database(Store.open(settings.database))
         outcomes = Outcomes(ring, database, acceptor.ending)
-        app = make_app(settings, ring, acceptor, database, outcomes, keyring)
+        app = make_app(settings, ring, acceptor, database, outcomes, keyring=keyring)
         server = FrontServer(app, acceptor, unused, settings, keyring)
         server.server_state.default_headers = [DATE]
         yield Front(ring, reader, acceptor, server)
