@@ -258,6 +258,38 @@ async def test_a_submit_key_sees_its_own_orders_and_no_others(
     assert foreign.content.replace(order_id.encode(), ID.encode()) == nowhere.content
 
 
+async def test_waits_lists_and_cancels_are_of_own_orders_alone(
+    service: Service, tokens: dict[str, str]
+) -> None:
+    posted = await call(service, tokens["shop"], "POST", "/orders", GOOD)
+    where = posted.headers["location"]
+    assert (await call(service, tokens["other"], "GET", f"{where}?wait=30")).status_code == 404
+    await call(service, tokens["other"], "POST", "/orders", GOOD)
+
+    async def listed(name: str, query: str) -> int:
+        return len((await call(service, tokens[name], "GET", f"/orders{query}")).json()["items"])
+
+    expected = {"shop": 1, "other": 1, "office": 2, "clerk": 2, "boss": 2}
+    assert {name: await listed(name, "?status=queued") for name in KEYS} == expected
+    for name, status in (("other", 404), ("office", 403), ("clerk", 404), ("shop", 200)):
+        assert (await call(service, tokens[name], "DELETE", where)).status_code == status, name
+    service.work_off()
+    assert {name: await listed(name, "") for name in KEYS} == expected
+    assert (await call(service, tokens["boss"], "DELETE", where)).status_code == 200
+
+
+async def test_the_orders_of_a_bulk_have_an_owner(service: Service, tokens: dict[str, str]) -> None:
+    more = {"content-type": "application/x-ndjson", **bearer(tokens["shop"])}
+    answer = await service.client.post("/orders/bulk", headers=more, content=GOOD + b"\n" + GOOD)
+    ids = [item["order_id"] for item in answer.json()["items"]]
+    assert [await seen(service, tokens, one) for one in ids] == [
+        {"shop": 200, "other": 404, "office": 200, "boss": 200}
+    ] * 2
+    more = {"content-type": "application/x-ndjson", **bearer(tokens["office"])}
+    refused = await service.client.post("/orders/bulk", headers=more, content=GOOD)
+    assert (refused.status_code, service.ring.depth) == (403, 2)
+
+
 async def test_orders_from_before_the_keys_are_nobodys(
     service: Service, tokens: dict[str, str]
 ) -> None:

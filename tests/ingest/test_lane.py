@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import re
+import shutil
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
@@ -138,6 +139,8 @@ def both(
             keyring = fixed_keyring() if keys else None
             twin = stack.enter_context(front(folder, lane, keyring=keyring))
             if disk:
+                # Of many conversations the segments would be more than a journal may have.
+                stack.callback(shutil.rmtree, folder / lane)
                 await stack.enter_async_context(journaled(twin, folder / lane))
             return await twin.converse(reads, turns), twin.accepted()
 
