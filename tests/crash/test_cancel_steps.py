@@ -18,23 +18,11 @@ from tests.ringbuf.nursery import Actor, Nursery
 
 PIECES = 10**9
 CANCEL = "processors.cancelling:Canceller"
-NOT_YET = [
-    Cut("ringbuf.ring:Ring.find", "after"),
-    Cut("processors.store:Store.writing", "before"),
-    Cut(f"{CANCEL}._cancel", "before"),
-    Cut(f"{CANCEL}._cancel", "after"),
-]
-DONE = [Cut(f"{CANCEL}.cancel", "after"), Cut("ringbuf.ring:Ring.bump_commits", "before")]
-WAITS = [
-    Cut("processors.recording:Recorder.record", "before"),
-    Cut("processors.recording:Recorder.record", "after"),
-]
-ALLOCATED = [
-    Cut("processors.cancelling:_lock_skus", "after"),
-    Cut("processors.cancelling:_post", "before"),
-    Cut("processors.cancelling:_post", "after"),
-    Cut("processors.cancelling:_give_back", "after"),
-]
+# A few for the suite; each line is for the proofs.
+NOT_YET = [Cut(f"{CANCEL}._cancel", "after")]
+DONE = [Cut(f"{CANCEL}.cancel", "after")]
+WAITS = [Cut("processors.recording:Recorder.record", "after")]
+ALLOCATED = [Cut("processors.cancelling:_post", "after")]
 
 
 class Counter(Shop):
@@ -111,7 +99,7 @@ def test_a_cancel_that_is_killed_has_done_nothing_or_all(
 
 
 def test_an_order_is_cancelled_that_a_killed_worker_had(counter: Counter) -> None:
-    for cut in BEFORE_COMMIT + AFTER_COMMIT:
+    for cut in (BEFORE_COMMIT[-2], AFTER_COMMIT[0]):
         counter.orders()
         counter.killed_at(cut)
         assert counter.cancel().result() == "cancelled", cut

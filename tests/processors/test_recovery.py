@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from processors.cancelling import Canceller
 from processors.datadir import CannotStart
 from processors.journal import journal_dir, journal_rules, make_journal_dir
 from processors.known import commit_something, database_id
@@ -82,6 +83,26 @@ def test_what_is_settled_already_is_not_put_back(settings: Settings, house: Hous
     house.work()
     assert recovered(settings, house).done
     assert {key for key, _ in waiting(house)} == {item.key for item in items([path])} - set(settled)
+
+
+def test_what_was_cancelled_is_not_put_back(settings: Settings, house: House) -> None:
+    """Neither while it waited nor after it was allocated; a ring that is lost forgets it."""
+    house.stock(house.lot("a", "A", 10**9))
+    path = write(settings, house, records(3))
+    waits, allocated, left = [item.key for item in items([path])]
+    canceller = Canceller(house.ring.epoch)
+    for key in (allocated, waits):
+        house.put_bytes(PAYLOAD, key)
+        if key == allocated:
+            house.work()
+        found = house.ring.find(key)
+        canceller.cancel(house.store, key, found.item if found else None)
+    house.work()
+    assert house.rows("SELECT DISTINCT status FROM orders") == [("cancelled",)]
+    assert recovered(settings, house).done
+    assert [key for key, _ in waiting(house)] == [left]
+    house.work()
+    assert Recycler(journal_dir(settings), house.store).step() == 1
 
 
 def test_a_later_round_counts_as_another_item(settings: Settings, house: House) -> None:
