@@ -111,6 +111,7 @@ def test_retention_changes_no_balance_and_leaves_an_audit_that_holds(story: list
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(900)
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps)
 def test_in_500_stories_retention_changes_no_balance(story: list[Step]) -> None:
