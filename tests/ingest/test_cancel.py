@@ -10,6 +10,7 @@ import pytest
 from processors.audit import run_audit
 from tests.ingest.test_dead_letters import LOT, die, replay
 from tests.ingest.test_orders import BODY, ID, own, remove_database
+from tests.ingest.test_outcomes import waiting
 
 if TYPE_CHECKING:
     from tests.ingest.conftest import Service, Start
@@ -50,6 +51,15 @@ async def test_an_order_that_waits_is_cancelled_at_once_for_everybody(service: S
     assert answer.json()["allocations"] == []
     assert await available(service) == "100"
     is_sound(service)
+
+
+async def test_who_waits_for_its_outcome_is_told_of_its_cancel(service: Service) -> None:
+    await service.post(own())
+    asked = asyncio.create_task(service.client.get(f"/orders/{ID}?wait=20"))
+    await waiting(service, 1)
+    answer = await cancel(service)
+    assert (await asked).json() == answer.json()
+    assert answer.json()["status"] == "cancelled"
 
 
 async def test_what_is_in_a_hand_is_cancelled_as_long_as_it_has_no_outcome(
