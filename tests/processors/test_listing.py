@@ -100,6 +100,18 @@ def test_a_page_reads_no_more_than_it_may(house: House, monkeypatch: pytest.Monk
     assert [before - begin for begin, before in asked] == [10] * 10
 
 
+def test_a_gap_that_retention_left_is_crossed_in_one_page(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dead,) = die(house, b"D" * 16)
+    settle(house, 40)
+    keys = settle(house, 2)
+    house.tamper(f"DELETE FROM outbox WHERE id > 1 AND order_id <> x'{keys[1].hex()}'")
+    monkeypatch.setattr(listing, "SCAN_MAX", 2)
+    page = list_orders(house.store, Wanted(), limit=9)
+    assert ([view.order_id for view in page.items], page.next_cursor) == ([keys[1], dead], None)
+
+
 def test_what_is_forgotten_is_left_out(house: House) -> None:
     settle(house, 5)
     assert len(everything(house)) == 5
