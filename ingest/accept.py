@@ -79,7 +79,7 @@ from processors.schema import (
     format_uuid,
     posted_hash,
 )
-from processors.tally import Tally
+from processors.tally import PARKED, Tally
 from ringbuf import Closed, Found, Journal, Ring, RoomGone, Writer
 from ringbuf.segment import RECORD, encode_record
 
@@ -143,6 +143,7 @@ class Acceptor:
         self._full_timeout_s = full_timeout_s
         self._new_id = new_id or OrderIds()
         self.tally = tally or Tally()
+        self.tally.page[PARKED] = 0  # the page may be that of a front that was killed
         self._turns = self.turns = Turns()
         self.meter = DrainMeter(lambda: ring.head)
 
@@ -326,9 +327,14 @@ class Acceptor:
                 journal.release(size)
 
     async def _put_when_fits(self, pending: Pending) -> int:
-        return await self._writer.put_async(
-            pending.payload, pending.key, pending.header, pending.round
-        )
+        page = self.tally.page
+        page[PARKED] += 1
+        try:
+            return await self._writer.put_async(
+                pending.payload, pending.key, pending.header, pending.round
+            )
+        finally:
+            page[PARKED] -= 1
 
     def _append(self, journal: Journal, pending: Pending, sequence: int) -> Unsynced:
         journal.append(

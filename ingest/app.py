@@ -16,6 +16,7 @@ from ingest.claims import Claims
 from ingest.database import Database
 from ingest.dead_letters import DeadLetters
 from ingest.endpoints import Methods, answering, http_problem, server_problem
+from ingest.events import Events
 from ingest.exchange import Application
 from ingest.health import Readyz, livez
 from ingest.keys import Keyed, Keyring, guarded
@@ -106,6 +107,7 @@ def make_routes(
                 "/dead-letters/{order_id}", GET=answering(dead.get), DELETE=answering(dead.delete)
             ),
             _route("/dead-letters/{order_id}/replay", POST=dead.post_replay),
+            _route("/events", GET=Events(ring, database, acceptor.ending)),
             _route("/metrics", GET=answering(Metrics(ring, database))),
             _route("/livez", GET=answering(livez)),
             _route("/readyz", GET=answering(ready)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Of --graceful-timeout: after so much nothing more is begun, after so much nobody is waited for;
@@ -18,6 +20,7 @@ class Ending:
     def __init__(self) -> None:
         self._at_s = self._read_by_s = math.inf  # of the loop's clock
         self._waits: set[asyncio.Timeout] = set()
+        self._to_tell: set[Callable[[], object]] = set()
 
     def announce(self, graceful_s: float) -> None:
         """The front ends within that time, counted from the first announcement."""
@@ -27,6 +30,20 @@ class Ending:
         for wait in self._waits:
             if (wait.when() or math.inf) > self._at_s:
                 wait.reschedule(self._at_s)
+        for tell in list(self._to_tell):
+            tell()
+
+    @contextmanager
+    def telling(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Meanwhile it is called when the end is announced, or now, if it was: for what need not
+        go on at all."""
+        self._to_tell.add(callback)
+        if self._at_s < math.inf:
+            callback()
+        try:
+            yield
+        finally:
+            self._to_tell.discard(callback)
 
     @property
     def over(self) -> bool:

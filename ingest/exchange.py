@@ -79,7 +79,7 @@ async def _next(receive: Receive) -> tuple[bytes, bool]:
 async def deliver(answer: Answer, receive: Receive, send: Send) -> None:
     """Send an answer; with `unread_body`, then drop what the client still sends, then close."""
     headers = list(answer.headers)
-    if answer.status != 304:  # there it would be the length of what is not sent
+    if answer.status not in (204, 304):  # there it would be the length of what is not sent
         headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     if not answer.unread_body:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ingest.exchange import HungUp, Scope
 
 # ASGI extension of our protocol. `on_hangup(callback)` calls back when the client goes away, None
-# takes it back; one at a time. `abort()` ends the connection.
+# takes it back; one at a time. `abort()` ends the connection, which is `transport`.
 CONNECTION = "rasher.connection"
 
 T = TypeVar("T")

@@ -231,6 +231,12 @@ DATABASE_AWAY = ProblemType(
     "Try again after `Retry-After` seconds. A change that was asked for may have been made:"
     " repeating it with the same id or key is safe.",
 )  # fmt: skip
+TOO_MANY_LISTENERS = ProblemType(
+    "too-many-listeners", 503, "Too many listen for events",
+    "This front sends events to as many clients as it may.",
+    "Try again after `Retry-After` seconds, close streams that nobody reads, or have one program"
+    " listen for many. An order's outcome is also told by `GET /orders/{id}`.",
+)  # fmt: skip
 NO_LOCK = ProblemType(
     "no-lock", 503, "The order's id can't be locked",
     "The system has no lock to give that keeps one id to one process. Nothing was taken in.",

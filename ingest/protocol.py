@@ -154,7 +154,11 @@ class FrontProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._seen_bytes = 0
         self.scope["extensions"] = {
-            CONNECTION: {"on_hangup": self.on_hangup, "abort": self.transport.abort}
+            CONNECTION: {
+                "on_hangup": self.on_hangup,
+                "abort": self.transport.abort,
+                "transport": self.transport,
+            }
         }
 
     def on_url(self, url: bytes) -> None:

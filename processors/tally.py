@@ -53,7 +53,9 @@ HISTOGRAM = {name: FIRST + place * (BUCKETS + 1) for place, name in enumerate(HI
 HISTOGRAM["sync_us"] = HISTOGRAM["queue_us"]
 # Of a worker: 1 while the database is away or locked, as far as it can tell.
 AWAY = FIRST - 1
-assert 1 + len(COUNTERS) <= AWAY
+# Of a front: how many of its orders wait for room right now.
+PARKED = FIRST - 2
+assert 1 + len(COUNTERS) <= PARKED
 assert FIRST + len(HISTOGRAMS) * (BUCKETS + 1) <= PAGE_WORDS
 
 ACCEPTED = WORD["accepted"]
