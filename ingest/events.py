@@ -43,7 +43,9 @@ class Events:
         except HungUp:
             return
         except Stalled:
-            if not scope["extensions"][CONNECTION]["transport"].is_closing():
+            connection = scope.get("extensions", {}).get(CONNECTION)
+            # Closed already, nobody would tell when it has ended; another server cuts off itself.
+            if connection is not None and not connection["transport"].is_closing():
                 await cut_off(scope)
 
     async def _serve(

@@ -150,7 +150,7 @@ async def stream(scope: Scope, send: Send, listener: Listener, ending: Ending) -
         await _send(send, RETRY)
         with ending.telling(listener.end):
             await _send_news(send, listener)
-    await send({"type": "http.response.body", "body": b""})
+    await _send(send, b"", more=False)
 
 
 async def _send_news(send: Send, listener: Listener) -> None:
@@ -167,10 +167,10 @@ async def _send_news(send: Send, listener: Listener) -> None:
         await _send(send, event.text())
 
 
-async def _send(send: Send, text: bytes) -> None:
+async def _send(send: Send, text: bytes, *, more: bool = True) -> None:
     try:
         async with asyncio.timeout(STALLED_S_MAX):
-            await send({"type": "http.response.body", "body": text, "more_body": True})
+            await send({"type": "http.response.body", "body": text, "more_body": more})
     except TimeoutError:
         raise Stalled from None
 

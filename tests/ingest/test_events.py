@@ -14,6 +14,7 @@ import pytest
 
 from ingest import counters, events, progress, sse
 from ingest.answers import Refused, unavailable
+from ingest.ending import Ending
 from ingest.problems import DATABASE_AWAY
 from ingest.sse import Event, Listener
 from processors.tally import PARKED
@@ -394,6 +395,24 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_the_others_go_on(
                 while listening(service) == 2:
                     await anext(stream)
             assert (await anext(stream))[0] == "counters"
+
+
+async def test_a_reader_that_takes_all_but_the_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "STALLED_S_MAX", 0.01)
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        if not message.get("more_body", True):
+            await asyncio.Event().wait()
+        sent.append(message.get("body", b""))
+
+    listener = Listener()
+    listener.tell(Event("outcome", b"1", "a", last=True))
+    with pytest.raises(sse.Stalled):
+        await sse.stream({"method": "GET"}, send, listener, Ending())
+    assert sent[1:] == [sse.RETRY, b"event: outcome\nid: a\ndata: 1\n\n"]
 
 
 # ---- a listener by itself ------------------------------------------------------------------------
