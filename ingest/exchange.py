@@ -49,17 +49,17 @@ async def read_json_body(scope: Scope, receive: Receive, body_bytes_max: int) ->
     length = header(scope, b"content-length")
     if length is not None and int(length) > body_bytes_max:
         raise Refused(too_large(f"{int(length)} bytes", body_bytes_max))
-    chunk, more = await _next(receive)
-    if not more and len(chunk) <= body_bytes_max:
-        return chunk
     try:
         async with asyncio.timeout(BODY_S_MAX):
-            return await _read_rest(chunk, more, receive, body_bytes_max)
+            return await _read_body(receive, body_bytes_max)
     except TimeoutError:
         raise Refused(too_slow("body", BODY_S_MAX)) from None
 
 
-async def _read_rest(first: bytes, more: bool, receive: Receive, body_bytes_max: int) -> bytes:
+async def _read_body(receive: Receive, body_bytes_max: int) -> bytes:
+    first, more = await _next(receive)
+    if not more and len(first) <= body_bytes_max:
+        return first
     body = bytearray(first)
     while len(body) <= body_bytes_max:
         if not more:

@@ -18,7 +18,7 @@ import asyncio
 import logging
 from typing import Any
 
-from ingest import exchange
+from ingest import exchange, protocol
 from ingest._lane import render_queued
 from ingest.accept import Accepted, Acceptor, Pending
 from ingest.answers import (
@@ -31,6 +31,7 @@ from ingest.answers import (
     server_mistake,
 )
 from ingest.exchange import JSON_TYPE, too_slow
+from ingest.heads import HOST, HOST_VALUE
 from ingest.idempotency import HEADER
 from ingest.keys import AUTHORIZATION, Keyring
 from ingest.memo import Memo
@@ -115,6 +116,7 @@ class LaneProtocol(FrontProtocol):
                     self._stop_head_timer()
                 if self.timeout_keep_alive_task is not None:
                     self._unset_keepalive_if_required()
+                self._requests += 1
                 self._take(data[body_at:])
                 return
         super().data_received(data)
@@ -123,11 +125,12 @@ class LaneProtocol(FrontProtocol):
         self._in_message = True
         self.url = b""
         self.headers = []
-        self._in_head = True
-        self._head_bytes = 0
-        self._seen_bytes = 0
+        self._begin_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            self._drop_trailer(name, value)
+            return
         headers = self.headers
         headers.append((name.lower(), value))
         self._seen_bytes += len(name) + len(value) + 4
@@ -139,6 +142,7 @@ class LaneProtocol(FrontProtocol):
         if self.url == PATH and self._is_plain():
             self._in_head = False
             self._on_lane = True
+            self._requests += 1
             if self._head_timer is not None:
                 self._stop_head_timer()
             return
@@ -214,7 +218,7 @@ class LaneProtocol(FrontProtocol):
     def _write(self, answer: Answer, echo: Headers) -> None:
         self.transport.write(self._plain(answer, echo=echo))
         if answer.closes:
-            self.transport.close()
+            self._close()
 
     # ---- what takes the lane ---------------------------------------------------------------------
 
@@ -225,6 +229,7 @@ class LaneProtocol(FrontProtocol):
             (cycle is not None and not cycle.response_complete)
             or self._held
             or self._lingering
+            or self._requests >= protocol.REQUESTS_MAX - 1  # the application closes with the last
             or self.server_state.retiring  # type: ignore[attr-defined]
             or self.flow.write_paused
             or self.transport.is_closing()
@@ -239,12 +244,16 @@ class LaneProtocol(FrontProtocol):
             or not parser.should_keep_alive()
         ):
             return False
-        kind = length = request_id = traceparent = key = None
+        kind = length = request_id = traceparent = key = host = None
         for name, value in self.headers:
             if name == b"content-type":
                 kind = value
             elif name == b"content-length":
                 length = value
+            elif name == HOST:
+                if host is not None:
+                    return False
+                host = value
             elif name == REQUEST_ID:
                 request_id = value
             elif name == TRACEPARENT:
@@ -257,7 +266,9 @@ class LaneProtocol(FrontProtocol):
                 return False
         if kind is None or length is None or int(length) > self._body_bytes_max:
             return False
-        if kind != b"application/json" and JSON_TYPE.fullmatch(kind.strip()) is None:
+        if (kind != b"application/json" and JSON_TYPE.fullmatch(kind.strip()) is None) or (
+            host is None or HOST_VALUE.fullmatch(host) is None
+        ):
             return False
         return self._has_key(key) and self._has_names(request_id, traceparent)
 
@@ -292,9 +303,9 @@ class LaneProtocol(FrontProtocol):
 
     def _make_scope(self) -> None:
         """What uvicorn would have made while the head came in."""
-        url, headers = self.url, self.headers
+        url, headers, seen_bytes = self.url, self.headers, self._seen_bytes
         super().on_message_begin()
-        self.url = url
+        self.url, self._seen_bytes = url, seen_bytes
         for name, value in headers:
             self.headers.append((name, value))
             if name == b"expect" and value.lower() == b"100-continue":
@@ -349,7 +360,7 @@ class LaneProtocol(FrontProtocol):
             self.on_hangup(None)
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()
-        if not cycle.disconnected:
+        if not (cycle.disconnected or self.transport.is_closing()):
             self._complete(cycle, answer)
 
     def _complete(self, cycle: LaneCycle, answer: Answer) -> None:
@@ -357,7 +368,7 @@ class LaneProtocol(FrontProtocol):
         keep_alive = cycle.keep_alive and not answer.closes
         self.transport.write(self._plain(answer, cycle.echo, close=not keep_alive))
         if not keep_alive:
-            self.transport.close()
+            self._close()
         self.on_response_complete()
 
     def _body_too_slow(self) -> None:

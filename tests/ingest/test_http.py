@@ -280,9 +280,11 @@ async def test_a_chunked_body_over_the_cap_is_413_at_once_when_it_is_whole(start
     assert await raw.closed()
 
 
-async def test_a_body_that_breaks_off_in_garbage_closes_at_once(service: Service) -> None:
+async def test_a_body_that_breaks_off_in_garbage_is_400(service: Service) -> None:
     raw = await service.raw()
     head = "POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     await raw.send(f"{head}Transfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\nno length\r\n".encode())
+    status, headers = await problem(raw)
+    assert (status, headers["connection"]) == (400, "close")
     assert await raw.closed()
     assert service.ring.depth == 0

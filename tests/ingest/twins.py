@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,23 @@ PATIENCE_S = 20
 DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
 
 
+class Clock(asyncio.SelectorEventLoop):
+    """A loop whose time stands still until it is set on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    async def pass_by(self, seconds: float) -> None:
+        """So much later, when what was due by then has been done."""
+        self.now_s += seconds
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
 class Wire(asyncio.Transport):
     """The server's end of a connection that ends in this process."""
 
@@ -35,6 +53,7 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.protocol = protocol
         self.written = bytearray()
+        self.unsent_bytes = 0  # as if the client had not taken them
         self.ours, theirs = socket.socketpair()
         theirs.close()
         self.paused = self.closing = self.lost = self.ended = False
@@ -48,6 +67,9 @@ class Wire(asyncio.Transport):
     def write_eof(self) -> None:
         self.ended = True
 
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
+
     def is_closing(self) -> bool:
         return self.closing
 
@@ -60,7 +82,12 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         if not self.closing:
             self.closing = True
-            asyncio.get_running_loop().call_soon(self.hang_up)
+            if not self.unsent_bytes:
+                asyncio.get_running_loop().call_soon(self.hang_up)
+
+    def abort(self) -> None:
+        self.closing = True
+        asyncio.get_running_loop().call_soon(self.hang_up)
 
     def hang_up(self) -> None:
         self.closing = True
@@ -123,9 +150,10 @@ class Front:
             await asyncio.sleep(0)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():  # noqa: ASYNC110 - nothing here tells when it does
-                await asyncio.sleep(0)
+        deadline = time.monotonic() + PATIENCE_S  # the loop's time may stand still
+        while not condition():
+            assert time.monotonic() < deadline, "it never came true"
+            await asyncio.sleep(0)
 
     def accepted(self) -> list[tuple[bytes, bytes]]:
         """Key and payload of what is in the ring."""
