@@ -13,6 +13,8 @@ from processors.settings import HttpSettings
 
 # More than any kernel's somaxconn: the kernel cuts it to its own.
 BACKLOG = 65535
+# Of each connection, for the kernel would let answers that nobody takes grow to megabytes.
+SEND_BUFFER_BYTES = 128 * 1024
 # Fronts of a killed run close theirs within milliseconds; whoever else has the port keeps it.
 BIND_PATIENCE_S = 1.0
 BIND_EVERY_S = 0.05
@@ -35,6 +37,7 @@ def listen(http: HttpSettings, *, bound_only: bool = False) -> socket.socket:
         raise CannotStart(f"{where}: {told}")
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
         bind(listener, address, bound_only)
     except OSError as error:
