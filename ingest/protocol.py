@@ -15,6 +15,7 @@ import fcntl
 import struct
 import termios
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httptools
@@ -286,7 +287,7 @@ class FrontProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, partial(unless_refused, app, cycle))
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -376,6 +377,7 @@ class FrontProtocol(HttpToolsProtocol):
             self.pipeline[0] = (cycle, refusing(answer))  # type: ignore[assignment]
         else:
             cycle.disconnected = True  # so whoever reads the body sees an end of it
+            cycle.waiting_for_100_continue = False
             cycle.message_event.set()
             self._write_refusal(answer)
 
@@ -422,6 +424,15 @@ def pipeline_too_long() -> Answer:
         f"more than {PIPELINE_MAX} requests were sent ahead of their answers",
         CLOSE,
     )
+
+
+async def unless_refused(
+    app: Application, cycle: Any, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """The application, but for a request that has a refusal already: its body broke off in the
+    read that brought it."""
+    if not cycle.disconnected:
+        await app(scope, receive, send)
 
 
 def refusing(answer: Answer) -> Application:

@@ -186,6 +186,9 @@ SEEDS = [case.sent for case in CASES] + [
     b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n",
     b"HEAD /livez HTTP/1.1\r\n" + HOST + b"\r\n",
     with_length(b"Idempotency-Key: k\r\n"),
+    with_length(b"Idempotency-Key: k k\r\n"),
+    with_length(b"X-Request-ID: r r\r\n"),
+    with_chunks(how=CHUNKED + b"Expect: 100-continue\r\n"),
     with_length(b"X-Request-ID: r\r\nTraceparent: 00-%s-%s-01\r\n" % (b"a" * 32, b"b" * 16)),
 ]
 PARTS = [

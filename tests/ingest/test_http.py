@@ -240,6 +240,22 @@ async def test_expect_100_continue_is_answered_before_the_body(service: Service)
     assert (await raw.answer())[0] == 202
 
 
+async def test_an_idempotency_key_that_is_none_is_400(service: Service) -> None:
+    raw = await service.raw()
+    await raw.send(service.posting(BODY, headers="Idempotency-Key: a b\r\n"))
+    assert (await problem(raw))[0] == 400
+
+
+async def test_a_broken_body_is_400_although_its_client_waits_to_be_asked_for_it(
+    service: Service,
+) -> None:
+    raw = await service.raw()
+    head = "POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    more = "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"
+    await raw.send(f"{head}{more}".encode())
+    assert (await problem(raw))[0] == 400
+
+
 async def test_a_mistake_of_ours_is_a_500_problem(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -62,6 +62,8 @@ class Wire(asyncio.Transport):
         return self.ours if name == "socket" else default
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.ended or self.lost:
+            raise RuntimeError("written behind the end")  # as uvloop
         self.written += data
 
     def write_eof(self) -> None:
