@@ -148,6 +148,7 @@ class FrontProtocol(HttpToolsProtocol):
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True  # uvicorn tells the newest alone
             self._running.message_event.set()
+        self._running = None
         super().connection_lost(exc)
         if self._hangup is not None:
             self._hangup()

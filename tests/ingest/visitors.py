@@ -113,7 +113,8 @@ class Slow:
                 await loop.sock_connect(client, ("127.0.0.1", self._port))
                 self.made += 1
                 began_s = time.monotonic()
-                self.ended += await self._drip(client, until_s)
+                ended = await self._drip(client, until_s)
+                self.ended += ended
                 self.longest_s = max(self.longest_s, time.monotonic() - began_s)
 
     async def _drip(self, client: socket.socket, until_s: float) -> bool:
@@ -125,7 +126,8 @@ class Slow:
             await asyncio.sleep(1)
             try:
                 if self._kind == "reader":
-                    if not client.recv(1):
+                    # What came before a reset can still be read.
+                    if client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or not client.recv(1):
                         return True
                     continue
                 client.send(b"x")
