@@ -43,6 +43,8 @@ PATH = b"/orders"
 HEAD_END = b"\r\n\r\n"
 LINE_END = b"\r\n"
 # Whoever sends one of these wants something of the connection, or of the body's form.
+# The application refuses a request that has one of these twice.
+SINGLE = frozenset({HOST, AUTHORIZATION})
 FOR_THE_APPLICATION = frozenset({b"expect", b"transfer-encoding", b"upgrade", HEADER, PREFER})
 
 logger = logging.getLogger(__name__)
@@ -244,33 +246,32 @@ class LaneProtocol(FrontProtocol):
             or not parser.should_keep_alive()
         ):
             return False
-        kind = length = request_id = traceparent = key = host = None
+        kind = length = request_id = traceparent = None
+        single: dict[bytes, bytes] = {}
         for name, value in self.headers:
             if name == b"content-type":
                 kind = value
             elif name == b"content-length":
                 length = value
-            elif name == HOST:
-                if host is not None:
+            elif name in SINGLE:
+                if name in single:
                     return False
-                host = value
+                single[name] = value
             elif name == REQUEST_ID:
                 request_id = value
             elif name == TRACEPARENT:
                 traceparent = value
-            elif name == AUTHORIZATION:
-                if key is not None:
-                    return False
-                key = value
             elif name in FOR_THE_APPLICATION:
                 return False
         if kind is None or length is None or int(length) > self._body_bytes_max:
             return False
-        if (kind != b"application/json" and JSON_TYPE.fullmatch(kind.strip()) is None) or (
-            host is None or HOST_VALUE.fullmatch(host) is None
-        ):
-            return False
-        return self._has_key(key) and self._has_names(request_id, traceparent)
+        return (
+            (kind == b"application/json" or JSON_TYPE.fullmatch(kind.strip()) is not None)
+            and HOST in single
+            and HOST_VALUE.fullmatch(single[HOST]) is not None
+            and self._has_key(single.get(AUTHORIZATION))
+            and self._has_names(request_id, traceparent)
+        )
 
     def _has_key(self, key: bytes | None) -> bool:
         """A key that may order, if it needs one; the application refuses all others."""
