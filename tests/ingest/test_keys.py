@@ -210,6 +210,7 @@ async def test_each_key_does_what_its_scopes_say_and_nothing_else(
 ) -> None:
     for method, template in routes(service):
         path = template.replace("{order_id}", ID).replace("{lot_id}", "L").replace("{sku}", "S")
+        path = path.replace("/events", f"/events?order_id={ID}")  # the counters have no end
         for name, token in tokens.items():
             answer = await call(service, token, method, path, b"{}")
             scopes = {*KEYS[name].split()}
