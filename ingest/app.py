@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -10,22 +10,26 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from ingest import pages
 from ingest.accept import Acceptor
 from ingest.cancel import DeleteOrder
+from ingest.catalogue import on_bulk, on_dead, on_events, on_orders, on_service, on_stock
 from ingest.claims import Claims
 from ingest.database import Database
 from ingest.dead_letters import DeadLetters
-from ingest.endpoints import Methods, answering, http_problem, server_problem
+from ingest.endpoints import Entry, Methods, answering, http_problem, server_problem
 from ingest.events import Events
 from ingest.exchange import Application
 from ingest.health import Readyz, livez
 from ingest.keys import Keyed, Keyring, guarded
 from ingest.lookup import Lookup
 from ingest.metrics import Metrics
+from ingest.openapi import Call, document
 from ingest.order_list import ListOrders
 from ingest.orders import GetOrder, PostOrder
 from ingest.origin import Traced
 from ingest.outcomes import Outcomes
+from ingest.pages import OpenAPI
 from ingest.post_bulk import PostBulk
 from ingest.stock import Stock
 from processors.settings import HttpSettings, Settings
@@ -77,54 +81,121 @@ def make_routes(
 ) -> Starlette:
     """What answers every path there is."""
     body_bytes_max = settings.http.max_body_bytes
-    full_timeout_s = settings.ring.full_timeout_s
-
-    stock = Stock(database, body_bytes_max)
-    dead = DeadLetters(acceptor, database)
-    ready = Readyz(ring, acceptor, database, full_timeout_s)
-    _route = partial(route, acceptor.tally)
+    ready = Readyz(ring, acceptor, database, settings.ring.full_timeout_s)
     app = Starlette(
         routes=[
-            _route(
-                "/orders",
-                GET=answering(ListOrders(ring, database)),
-                POST=PostOrder(acceptor, outcomes, body_bytes_max),
-            ),
-            _route("/orders/bulk", POST=PostBulk(acceptor, ring, database, settings)),
-            _route(
-                "/orders/{order_id}",
-                GET=answering(GetOrder(ring, database, outcomes)),
-                DELETE=answering(DeleteOrder(ring, acceptor, database)),
-            ),
-            _route("/lots", GET=answering(stock.get_lots), POST=answering(stock.post_lot)),
-            _route("/lots/{lot_id}/adjustments", POST=answering(stock.post_adjustment)),
-            _route("/lots/{lot_id}/recall", POST=answering(stock.post_recall)),
-            _route("/lots/{lot_id}/orders", GET=answering(stock.get_holders)),
-            _route("/inventory", GET=answering(stock.get_inventory)),
-            _route("/inventory/{sku}", GET=answering(stock.get_sku)),
-            _route("/dead-letters", GET=answering(dead.get_all)),
-            _route(
-                "/dead-letters/{order_id}", GET=answering(dead.get), DELETE=answering(dead.delete)
-            ),
-            _route("/dead-letters/{order_id}/replay", POST=dead.post_replay),
-            _route("/events", GET=Events(ring, database, acceptor.ending)),
-            _route("/metrics", GET=answering(Metrics(ring, database))),
-            _route("/livez", GET=answering(livez)),
-            _route("/readyz", GET=answering(ready)),
+            *order_routes(settings, ring, acceptor, database, outcomes),
+            *stock_routes(Stock(database, body_bytes_max)),
+            *dead_letter_routes(DeadLetters(acceptor, database)),
+            _route("/events", GET=(on_events.GET_EVENTS, Events(ring, database, acceptor.ending))),
+            _route("/metrics", GET=(on_service.GET_METRICS, answering(Metrics(ring, database)))),
+            _route("/livez", GET=(on_service.GET_LIVEZ, answering(livez))),
+            _route("/readyz", GET=(on_service.GET_READYZ, answering(ready))),
+            *page_routes(lambda: described(app, settings)),
         ],
         exception_handlers={HTTPException: http_problem, Exception: server_problem},
     )
     # A redirect would lose the body of a POST with many clients.
     app.router.redirect_slashes = False
+    guard(app, acceptor.tally)
     return app
 
 
-def route(tally: Tally, path: str, **applications: Application) -> Route:
-    """One path, each method for the keys that `keys.NEEDS` says."""
-    methods = Methods(
-        **{
-            method: guarded(method, path, application, tally)
-            for method, application in applications.items()
-        }
-    )
+def order_routes(
+    settings: Settings, ring: Ring, acceptor: Acceptor, database: Database, outcomes: Outcomes
+) -> list[Route]:
+    """The calls about orders."""
+    post_order = PostOrder(acceptor, outcomes, settings.http.max_body_bytes)
+    delete_order = DeleteOrder(ring, acceptor, database)
+    return [
+        _route(
+            "/orders",
+            GET=(on_orders.GET_ORDERS, answering(ListOrders(ring, database))),
+            POST=(on_orders.POST_ORDER, post_order),
+        ),
+        _route(
+            "/orders/bulk",
+            POST=(on_bulk.POST_BULK, PostBulk(acceptor, ring, database, settings)),
+        ),
+        _route(
+            "/orders/{order_id}",
+            GET=(on_orders.GET_ORDER, answering(GetOrder(ring, database, outcomes))),
+            DELETE=(on_orders.DELETE_ORDER, answering(delete_order)),
+        ),
+    ]
+
+
+def stock_routes(stock: Stock) -> list[Route]:
+    """The calls about stock."""
+    return [
+        _route(
+            "/lots",
+            GET=(on_stock.GET_LOTS, answering(stock.get_lots)),
+            POST=(on_stock.POST_LOT, answering(stock.post_lot)),
+        ),
+        _route(
+            "/lots/{lot_id}/adjustments",
+            POST=(on_stock.POST_ADJUSTMENT, answering(stock.post_adjustment)),
+        ),
+        _route(
+            "/lots/{lot_id}/recall",
+            POST=(on_stock.POST_RECALL, answering(stock.post_recall)),
+        ),
+        _route("/lots/{lot_id}/orders", GET=(on_stock.GET_HOLDERS, answering(stock.get_holders))),
+        _route("/inventory", GET=(on_stock.GET_INVENTORY, answering(stock.get_inventory))),
+        _route("/inventory/{sku}", GET=(on_stock.GET_SKU, answering(stock.get_sku))),
+    ]
+
+
+def dead_letter_routes(dead: DeadLetters) -> list[Route]:
+    """The calls about dead letters."""
+    return [
+        _route("/dead-letters", GET=(on_dead.GET_DEAD_LETTERS, answering(dead.get_all))),
+        _route(
+            "/dead-letters/{order_id}",
+            GET=(on_dead.GET_DEAD_LETTER, answering(dead.get)),
+            DELETE=(on_dead.DELETE_DEAD_LETTER, answering(dead.delete)),
+        ),
+        _route("/dead-letters/{order_id}/replay", POST=(on_dead.POST_REPLAY, dead.post_replay)),
+    ]
+
+
+def page_routes(describe: Callable[[], dict[str, Any]]) -> list[Route]:
+    """The documentation; `describe` makes the OpenAPI document."""
+    return [
+        _route("/openapi.json", GET=(on_service.GET_OPENAPI, answering(OpenAPI(describe)))),
+        _route("/docs", GET=(on_service.GET_DOCS, answering(pages.docs))),
+        _route("/docs/problems", GET=(on_service.GET_PROBLEMS, answering(pages.problems))),
+        _route("/docs/assets/{name}", GET=(on_service.GET_ASSET, pages.asset)),
+        _route("/", GET=(on_service.GET_ROOT, answering(pages.root))),
+    ]
+
+
+def _route(path: str, **entries: Entry) -> Route:
+    methods = Methods(**entries)
     return Route(path, methods, methods=methods.allowed)
+
+
+def guard(app: Starlette, tally: Tally) -> None:
+    """Each call is for the keys that `keys.NEEDS` says."""
+    for one, methods in described_routes(app):
+        methods.wrap(lambda method, call, path=one.path: guarded(method, path, call, tally))  # type: ignore[misc]
+
+
+def described(app: Starlette, settings: Settings) -> dict[str, Any]:
+    """The OpenAPI document of its table of routes."""
+    calls = [
+        Call(method, route.path, operation)
+        for route, methods in described_routes(app)
+        for method, operation in methods.operations.items()
+    ]
+    return document(calls, keys=bool(settings.http.keys))
+
+
+def described_routes(app: Starlette) -> list[tuple[Route, Methods]]:
+    """The entries of its table."""
+    return [
+        (route, route.endpoint)
+        for route in app.routes
+        if isinstance(route, Route) and isinstance(route.endpoint, Methods)
+    ]

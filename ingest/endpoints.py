@@ -11,18 +11,26 @@ from starlette.responses import Response
 
 from ingest.answers import Answer, Refused, header_pairs, invalid, problem, server_mistake
 from ingest.exchange import Application, HungUp, Receive, Scope, Send, deliver
+from ingest.operation import Operation
 from ingest.problems import MALFORMED, NO_SUCH_PATH, WRONG_METHOD
 from processors.schema import Invalid, Malformed
 
 Handler: TypeAlias = "Callable[[Scope, Receive], Awaitable[Answer]]"
+Entry: TypeAlias = "tuple[Operation, Application]"
 
 
 class Methods:
-    """One path's applications by method; `allowed` are the methods for the route."""
+    """One path's applications by method, described; `allowed` are the methods for the route."""
 
-    def __init__(self, **applications: Application) -> None:
-        self._applications = applications
-        self.allowed = list(applications)
+    def __init__(self, **entries: Entry) -> None:
+        self.operations = {method: operation for method, (operation, _) in entries.items()}
+        self._applications = {method: one for method, (_, one) in entries.items()}
+        self.allowed = list(entries)
+
+    def wrap(self, wrapper: Callable[[str, Application], Application]) -> None:
+        """Puts something in front of each; given method and application."""
+        for method, one in self._applications.items():
+            self._applications[method] = wrapper(method, one)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]

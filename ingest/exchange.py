@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from hashlib import blake2b
 from typing import Any, TypeAlias
 
 from ingest.answers import CLOSE, Answer, Refused, problem
@@ -100,6 +101,21 @@ async def _drop(receive: Receive) -> None:
                 dropped += len(chunk)
     except (TimeoutError, HungUp):
         return
+
+
+def with_etag(answer: Answer) -> Answer:
+    """The answer with an ETag of its body, the last header."""
+    tag = b'"%s"' % blake2b(answer.body, digest_size=12).hexdigest().encode()
+    return Answer(answer.status, (*answer.headers, (b"etag", tag)), answer.body)
+
+
+def unless_known(scope: Scope, answer: Answer) -> Answer:
+    """An answer of `with_etag`; 304 when the client has that very version."""
+    tag = answer.headers[-1][1]
+    known = header(scope, b"if-none-match") or b""
+    if tag in (part.strip().removeprefix(b"W/") for part in known.split(b",")):
+        return Answer(304, ((b"etag", tag),), b"")
+    return answer
 
 
 def wrong_type(content_type: bytes | None, wanted: str = "application/json") -> Answer:

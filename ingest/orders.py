@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -21,7 +20,16 @@ from ingest.answers import (
     problem,
 )
 from ingest.database import Database
-from ingest.exchange import HungUp, Receive, Scope, Send, deliver, header, read_json_body
+from ingest.exchange import (
+    HungUp,
+    Receive,
+    Scope,
+    Send,
+    deliver,
+    read_json_body,
+    unless_known,
+    with_etag,
+)
 from ingest.flight import Flight, identity
 from ingest.hangup import cut_off, unless_hung_up
 from ingest.idempotency import idempotency_key
@@ -183,16 +191,9 @@ def _of_order(order: Order) -> dict[str, Any]:
 
 def versioned(content: dict[str, Any]) -> Answer:
     """The order with an ETag."""
-    answer = json_answer(200, content)
-    tag = b'"%s"' % blake2b(answer.body, digest_size=12).hexdigest().encode()
-    return Answer(200, (*answer.headers, (b"etag", tag)), answer.body)
+    return with_etag(json_answer(200, content))
 
 
 def tagged(scope: Scope, content: dict[str, Any]) -> Answer:
     """The same; 304 when the client has that very version."""
-    answer = versioned(content)
-    tag = answer.headers[-1][1]
-    known = header(scope, b"if-none-match") or b""
-    if tag in (part.strip().removeprefix(b"W/") for part in known.split(b",")):
-        return Answer(304, ((b"etag", tag),), b"")
-    return answer
+    return unless_known(scope, versioned(content))

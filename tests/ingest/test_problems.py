@@ -20,7 +20,7 @@ NAMES = {name for name, one in vars(problems).items() if isinstance(one, Problem
 
 def constructions() -> Iterator[tuple[str, ast.Call]]:
     """Every call that makes a problem, with its place, but those of answers.py, which pass on."""
-    for path in sorted((ROOT / "ingest").glob("*.py")):
+    for path in sorted((ROOT / "ingest").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in CONSTRUCTORS:
                 yield f"{path.name}:{node.lineno}", node
