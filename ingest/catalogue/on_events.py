@@ -17,7 +17,9 @@ GET_EVENTS = Operation(
     parameters=(
         Parameter("order_id", shapes.OrderId, "the order whose progress is told"),
         Parameter(
-            "Last-Event-ID", str, "the `id` of the last event that came: it is not told again",
+            "Last-Event-ID",
+            str,
+            "the `id` of the last event that came: it is not told again",
             "header",
         ),
     ),
