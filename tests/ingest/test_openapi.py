@@ -8,17 +8,21 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
-from ingest.app import make_routes
-from ingest.catalogue import on_bulk, on_dead, on_orders, on_service, on_stock
+from ingest.app import described, make_routes
+from ingest.catalogue import on_bulk, on_dead, on_events, on_orders, on_service, on_stock
 from ingest.endpoints import Methods
+from ingest.keys import is_open
 from ingest.operation import Operation
 from ingest.problems import PROBLEMS
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from tests.ingest.conftest import Service
 
 pytestmark = pytest.mark.anyio
@@ -31,6 +35,24 @@ async def read(service: Service) -> Any:
     answer = await service.client.get("/openapi.json")
     assert answer.status_code == 200
     return answer.json()
+
+
+def with_keys(service: Service) -> Any:
+    """The document of a service that asks for keys."""
+    http = msgspec.structs.replace(service.settings.http, keys="keys")
+    settings = msgspec.structs.replace(service.settings, http=http)
+    return json.loads(json.dumps(described(application(service), settings)))
+
+
+def application(service: Service) -> Starlette:
+    return make_routes(
+        service.settings, service.ring, service.acceptor, service.database, service.outcomes
+    )
+
+
+def mentioned(document: Any) -> set[str]:
+    """The problems that it links to."""
+    return set(re.findall(r"/docs/problems#([a-z-]+)", json.dumps(document)))
 
 
 def operations(document: Any) -> Iterator[tuple[str, str, Any]]:
@@ -46,9 +68,7 @@ async def test_the_document_is_valid_openapi_31(service: Service) -> None:
 
 
 async def test_every_route_is_in_the_document_and_nothing_else(service: Service) -> None:
-    app = make_routes(
-        service.settings, service.ring, service.acceptor, service.database, service.outcomes
-    )
+    app = application(service)
     routes = [route for route in app.routes if isinstance(route, Route)]
     assert len(routes) == len(app.routes)
     assert all(isinstance(route.endpoint, Methods) for route in routes)
@@ -62,7 +82,7 @@ async def test_every_route_is_in_the_document_and_nothing_else(service: Service)
 async def test_every_described_call_has_a_route(service: Service) -> None:
     described = {
         one.name
-        for module in (on_bulk, on_orders, on_stock, on_dead, on_service)
+        for module in (on_bulk, on_events, on_orders, on_stock, on_dead, on_service)
         for one in vars(module).values()
         if isinstance(one, Operation)
     }
@@ -71,10 +91,21 @@ async def test_every_described_call_has_a_route(service: Service) -> None:
 
 
 async def test_every_problem_that_is_mentioned_is_there(service: Service) -> None:
-    mentioned = set(re.findall(r"/docs/problems#([a-z-]+)", json.dumps(await read(service))))
     # Of no call: the router's own, and what nothing that a client sends should do.
     elsewhere = {"wrong-method", "mistake"}
-    assert mentioned == {kind.name for kind in PROBLEMS} - elsewhere
+    there = {kind.name for kind in PROBLEMS} - elsewhere
+    of_keys = {"no-key", "unknown-key", "wrong-scope"}
+    assert mentioned(await read(service)) == there - of_keys
+    assert mentioned(with_keys(service)) == there
+
+
+async def test_the_document_says_which_calls_ask_for_a_key(service: Service) -> None:
+    document = with_keys(service)
+    assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
+    for _, path, operation in operations(document):
+        assert ("401" in operation["responses"]) == ("security" in operation), path
+        assert ("security" in operation) == (not is_open(path)), path
+    assert all("security" not in one for _, _, one in operations(await read(service)))
 
 
 async def test_the_document_has_an_etag(service: Service) -> None:
