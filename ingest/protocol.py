@@ -83,14 +83,22 @@ class FrontProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._held = bytearray()
         self._hangup: Callable[[], object] | None = None
+        self._lost = False
         self._refusal: Answer | None = None
         self._owed_refusal: Answer | None = None  # for what came behind unanswered requests
         self._running: Any = None  # the cycle whose answer is next
         self._last: Any = None  # the cycle that closes because this front retires
 
     def on_hangup(self, callback: Callable[[], object] | None) -> None:
-        """Call this when the client goes away; None takes it back. One at a time."""
+        """Call this when the client goes away, or soon if it has gone; None takes it back. One at a
+        time."""
         self._hangup = callback
+        if self._lost:
+            self.loop.call_soon(self._tell_hangup)
+
+    def _tell_hangup(self) -> None:
+        if self._hangup is not None:
+            self._hangup()
 
     def retire(self) -> None:
         """Close with the next answer that begins; idle, at the ordinary time and no earlier, for
@@ -150,8 +158,8 @@ class FrontProtocol(HttpToolsProtocol):
             self._running.message_event.set()
         self._running = None
         super().connection_lost(exc)
-        if self._hangup is not None:
-            self._hangup()
+        self._lost = True
+        self._tell_hangup()
         self.server_state.freed.set()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:

@@ -26,7 +26,7 @@ from ingest.memo import Memo
 from ingest.origin import NOBODY
 from processors.schema import parse_uuid
 from tests.ingest.keyring import READING, TOKEN, fixed_keyring
-from tests.ingest.twins import BODY_BYTES_MAX, DATE, Front, Wire, front, journaled
+from tests.ingest.twins import BODY_BYTES_MAX, DATE, FULL_TIMEOUT_S, Front, Wire, front, journaled
 
 T = TypeVar("T")
 GOOD = b'{"customer":"Funky Foods","lines":[{"sku":"BELLY","quantity":"1.5"}]}'
@@ -338,6 +338,21 @@ def test_a_hang_up_behind_a_parked_order_leaves_nothing(tmp_path: Path, lane: st
             assert wire.paused
             await close(twin, wire)
             assert twin.acceptor.parked == 0
+            assert len(twin.accepted()) == 1
+
+    in_a_loop(one)
+
+
+@pytest.mark.parametrize("lane", ["on", "off"])
+def test_who_is_gone_before_its_request_begins_is_not_waited_for(tmp_path: Path, lane: str) -> None:
+    async def one() -> None:
+        with front(tmp_path, lane, capacity=1) as twin:
+            await twin.converse([post(GOOD) + LAST])
+            loop = asyncio.get_running_loop()
+            began_s, wire = loop.time(), twin.connect()
+            wire.protocol.data_received(post(GOOD))
+            await close(twin, wire)
+            assert loop.time() - began_s < FULL_TIMEOUT_S / 2
             assert len(twin.accepted()) == 1
 
     in_a_loop(one)

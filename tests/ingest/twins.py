@@ -26,6 +26,7 @@ from ringbuf import Journal, JournalRules, Reader, Ring, SegmentHeader, own_iden
 
 BODY_BYTES_MAX = 2048
 PATIENCE_S = 20
+FULL_TIMEOUT_S = 5
 DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
 
 
@@ -183,7 +184,11 @@ def front(
         ring.reader(0) as reader,
     ):
         acceptor = Acceptor(
-            ring, writer, never_stored, 5, new_id=lambda: next(numbers).to_bytes(16, "big")
+            ring,
+            writer,
+            never_stored,
+            FULL_TIMEOUT_S,
+            new_id=lambda: next(numbers).to_bytes(16, "big"),
         )
         database = Database(Store.open(settings.database))
         outcomes = Outcomes(ring, database, acceptor.ending)
