@@ -67,7 +67,7 @@ class PostBulk:
             return
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        errors_only = self._check(scope)
+        errors_only, key = self._check(scope)
         results: Results = Spooled(send, self._settings.data_dir)
         if wants_stream(header(scope, b"accept")):
             results = Streamed(send)
@@ -79,7 +79,7 @@ class PostBulk:
             self._line_bytes_max,
             errors_only=errors_only,
             origin=origin_of(scope),
-            repeatable=idempotency_key(scope),
+            repeatable=key,
         )
         lines = Lines(receive, self._line_bytes_max, self._acceptor.ending)
         try:
@@ -103,19 +103,26 @@ class PostBulk:
             async with asyncio.timeout(self._acceptor.ending.patience_s(STOPPED_S_MAX)):
                 await lines.drop()
 
-    def _check(self, scope: Scope) -> bool:
-        """-> errors_only. Raises Refused."""
+    def _check(self, scope: Scope) -> tuple[bool, bytes | None]:
+        """-> errors_only, the idempotency key. Raises Refused."""
+        refusal = self._acceptor.refusal()
+        if refusal is not None:
+            raise Refused(refusal)
+        try:
+            return self._errors_only(scope), idempotency_key(scope)
+        except Refused as refused:
+            self._acceptor.tally.refused(refused.answer.status)
+            raise
+
+    @staticmethod
+    def _errors_only(scope: Scope) -> bool:
         kind = header(scope, b"content-type")
         if kind is None or NDJSON.fullmatch(kind.strip()) is None:
-            self._acceptor.tally.count("wrong_type")
             raise Refused(wrong_type(kind, NDJSON_TYPE.decode()))
         errors_only = read_query(scope, "errors_only").get("errors_only", "false")
         if errors_only not in TRUTH:
             detail = f"errors_only={errors_only[:20]}: must be true or false"
             raise Refused(problem(BAD_QUERY, detail))
-        refusal = self._acceptor.refusal()
-        if refusal is not None:
-            raise Refused(refusal)
         return TRUTH[errors_only]
 
     @property
@@ -130,6 +137,7 @@ class PostBulk:
                 await self._places.acquire()
         except TimeoutError:
             detail = f"{BULKS_MAX} other bulks were under way for {limit_s:g} s (--full-timeout)"
+            self._acceptor.tally.count("full")
             retry_after_s = self._acceptor.meter.retry_after_s(self._acceptor.parked + 1)
             raise Refused(unavailable(BULKS_FULL, detail, retry_after_s)) from None
         try:

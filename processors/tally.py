@@ -70,6 +70,7 @@ BY_STATUS = {
     408: "slow",
     413: "too_large",
     415: "wrong_type",
+    422: "invalid",
     503: "database",
 }
 

@@ -12,6 +12,7 @@ import pytest
 from ingest import post_bulk, results
 from ingest.origin import make_origin
 from processors.schema import load_header, load_order, parse_uuid
+from processors.tally import REFUSALS, WORD
 from tests.ingest.bulks import (
     NDJSON,
     ORDER,
@@ -148,6 +149,7 @@ async def test_what_is_wrong_with_the_request_itself_is_its_answer(
     answer = await service.client.post(f"/orders/bulk{query}", content=ORDER, headers=headers)
     assert (answer.status_code, answer.json()["status"]) == (status, status)
     assert service.ring.depth == 0
+    assert sum(service.acceptor.tally.page[WORD[reason]] for reason in REFUSALS) == 1
 
 
 async def test_a_bulk_without_lines_is_an_empty_answer(service: Service) -> None:

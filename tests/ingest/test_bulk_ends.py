@@ -13,6 +13,7 @@ import pytest
 from ingest import exchange, ndjson, post_bulk, results
 from processors.schema import load_order
 from processors.store import StoreUnavailable
+from processors.tally import WORD
 from tests.ingest.bulks import (
     ORDER,
     Emptying,
@@ -227,6 +228,7 @@ async def test_more_bulks_than_there_may_be_wait_for_their_turn(
     await head_of(first)
     answer, content = await bulk(service, ORDER)
     assert (answer.status_code, "bulks" in content["detail"]) == (503, True)
+    assert service.acceptor.tally.page[WORD["full"]] == 1
     second = asyncio.create_task(bulk(service, ORDER))
     await first.send(b"0\r\n\r\n")
     assert (await second)[1]["accepted"] == 1
