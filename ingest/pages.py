@@ -7,6 +7,7 @@ keeps a part in memory and not a file.
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
 from collections.abc import Callable
@@ -56,14 +57,18 @@ FOR_EVER = (b"cache-control", b"public, max-age=31536000, immutable")
 
 
 class OpenAPI:
-    """`GET /openapi.json`; `make` is called once, when it is first asked for."""
+    """`GET /openapi.json`; `make` is called when it is first asked for, in a thread: orders go
+    on meanwhile."""
 
     def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
-        self._content = cache(lambda: msgspec.json.encode(make()))
+        self._make = make
+        self._content: bytes | None = None
 
     async def __call__(self, scope: Scope, _receive: Receive) -> Answer:
+        if self._content is None:
+            self._content = await asyncio.to_thread(lambda: msgspec.json.encode(self._make()))
         headers = (*JSON, (b"cache-control", b"no-cache"))
-        return unless_known(scope, with_etag(Answer(200, headers, self._content())))
+        return unless_known(scope, with_etag(Answer(200, headers, self._content)))
 
 
 async def root(_scope: Scope, _receive: Receive) -> Answer:
