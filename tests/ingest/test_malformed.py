@@ -41,7 +41,7 @@ async def read(twin: Front, reads: Iterable[bytes]) -> Reading:
     """All that comes back until the server waits for more or has closed; then the client leaves."""
     wire = twin.connect()
     tasks, protocol = twin.server.server_state.tasks, wire.protocol
-    for data in reads:
+    for data in filter(None, reads):  # a transport tells of no read without bytes
         await twin.until(lambda: wire.closing or not wire.paused)
         if wire.closing:
             break
@@ -67,15 +67,27 @@ async def read(twin: Front, reads: Iterable[bytes]) -> Reading:
 
 def faults(reading: Reading) -> list[str]:
     """What may be in no conversation at all."""
-    found = [f"status {status}" for status in reading.statuses if status >= 500]
+    # There are no tables, so what asks the database is 503.
+    found = [f"status {status}" for status in reading.statuses if status >= 500 and status != 503]
     if reading.statuses.count(202) != len(reading.orders):
         found.append(f"{len(reading.orders)} orders were taken, told were {reading.statuses}")
     last = reading.written.rfind(b"\r\nconnection: close\r\n")
     if last >= 0 and b"\r\nHTTP/1.1 " in reading.written[last:]:
         found.append("more was answered behind a close")
-    if last >= 0 and not reading.ended:
+    # Of a body that is too large the rest is read for a while; here it never comes.
+    if last >= 0 and not reading.ended and reading.statuses[-1] != 413:
         found.append("a close was announced and did not come")
     return found
+
+
+def same_but_for_the_fault_named(one: Reading, other: Reading) -> bool:
+    """A head that is both too large and no HTTP is refused for what the parser tells of first:
+    it tells of a field when the next name ends or the read does."""
+    if one == other:
+        return True
+    refused = {one.statuses[-1], other.statuses[-1]}
+    same = one.statuses[:-1] == other.statuses[:-1] and one.orders == other.orders
+    return same and refused == {400, 431} and one.ended and other.ended
 
 
 def expected(case: Case) -> list[int]:
@@ -119,10 +131,12 @@ def compare(folder: Path, count: int, seed: int, *, byte_by_byte: bool = False) 
             for sent in itertools.islice(malformed(seed), count):
                 reads = [sent, NEXT] if chance.random() < 0.5 else in_pieces(chance, sent + NEXT)
                 readings = [await read(twin, reads) for twin in (lane, route)]
+                alike = readings[0] == readings[1]
                 if byte_by_byte:
                     readings.append(await read(lane, pieces_of_one(b"".join(reads))))
+                    alike = alike and same_but_for_the_fault_named(readings[0], readings[2])
                 wrong = [fault for reading in readings for fault in faults(reading)]
-                if any(reading != readings[0] for reading in readings):
+                if not alike:
                     wrong.append(f"read otherwise: {readings}")
                 found += [f"{reads}: {fault}" for fault in wrong]
         return found
