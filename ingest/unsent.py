@@ -7,8 +7,11 @@ for ever. uvicorn waits with them, and a closed connection is kept until its las
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 
 SEND_S_MAX = 30.0
+NOT_AT_ALL = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 # As much must be taken in that time, or all there is. A slow network takes ten times as much.
 SEND_BYTES_MIN = 16 * 1024
 
@@ -42,9 +45,15 @@ class Unsent:
             self._timer.cancel()
             self._timer = None
 
+    def _reset(self) -> None:
+        """The kernel, too, forgets what it has: that would stay for minutes, counted by nobody."""
+        connection = self._transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NOT_AT_ALL)
+        self._transport.abort()
+
     def _check(self) -> None:
         self._timer = None
         if self._bytes - self._transport.get_write_buffer_size() < SEND_BYTES_MIN:
-            self._transport.abort()
+            self._reset()
         else:
             self.watch()

@@ -359,9 +359,13 @@ async def test_a_client_that_reads_nothing_is_cut_off_while_others_are_served(
     raw = await service.raw()
     transport: Any = raw.writer.transport
     transport.pause_reading()
-    raw.writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000)
+    large = b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    raw.writer.write(large * 4)  # more than the kernel takes
     connections = service.server.server_state.connections
     await service.until(lambda: connections)
     (connection,) = connections
     while connection in connections:
         assert (await service.client.get("/livez")).status_code == 200
+    transport.resume_reading()
+    with pytest.raises(ConnectionResetError):  # the kernel, too, has forgotten the rest
+        await raw.reader.read()
