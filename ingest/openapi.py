@@ -165,7 +165,7 @@ class _Document:
             made["content"][reply.media] |= _examples(shown, "answer")
             for media, shape in reply.also:
                 made["content"] |= self._content(shape, media)
-        links = {name: self._link(name) for name in reply.links if name in self._ids}
+        links = {name: self._link(name, reply) for name in reply.links if name in self._ids}
         return made | ({"links": links} if links else {})
 
     def _refusal(
@@ -187,10 +187,14 @@ class _Document:
             for one in (*some, REQUEST_ID)
         }
 
-    def _link(self, name: str) -> JSONObject:
-        """To an operation whose path's parameters are members of the answer."""
+    def _link(self, name: str, reply: Reply) -> JSONObject:
+        """To an operation whose path's parameters are members of the answer, or were the call's."""
         call = next(call for call in self._calls if call.operation.name == name)
-        values = {one: f"$response.body#/{one}" for one in path_names(call.path)}
+        members = getattr(reply.shape, "__struct_fields__", ())
+        values = {
+            one: f"$response.body#/{one}" if one in members else f"$request.path.{one}"
+            for one in path_names(call.path)
+        }
         return {"operationId": name, "parameters": values}
 
     def _content(self, shape: Any, media: str) -> JSONObject:

@@ -24,7 +24,10 @@ RULES = {
     "size of metadata": ("invalid", r"must have at most 1024 bytes of names and texts"),
     "a time that exists": ("invalid", r"must be a time that exists"),
     "size of the body": ("too-large", r"\(--max-body-bytes\)"),
-    "cursors of this server": ("bad-query", r"^cursor .*is not one that this (server|list) gave"),
+    "cursors of this server": (
+        "bad-query",
+        r"(?s)^cursor .*is not one that this (server|list) gave",
+    ),
     "one id, one order": ("id-taken", r"was posted before with another body"),
     "one key, one request": ("key-taken", r"was posted before"),
     "key and order_id": ("key-names-another-id", r"with this Idempotency-Key the order_id is"),

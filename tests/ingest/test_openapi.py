@@ -108,6 +108,23 @@ async def test_the_document_says_which_calls_ask_for_a_key(service: Service) -> 
     assert all("security" not in one for _, _, one in operations(await read(service)))
 
 
+async def test_every_link_leads_somewhere(service: Service) -> None:
+    document = await read(service)
+    schemas = document["components"]["schemas"]
+    seen = 0
+    for _, path, operation in operations(document):
+        for answer in operation["responses"].values():
+            for link in answer.get("links", {}).values():
+                (content,) = list(answer["content"].values())[:1]
+                shape = schemas[content["schema"]["$ref"].rpartition("/")[2]]
+                for value in link["parameters"].values():
+                    place, _, name = value.rpartition("/" if "#" in value else ".")
+                    there = shape["properties"] if "#" in place else re.findall(r"{(\w+)}", path)
+                    assert name in there, (path, value)
+                    seen += 1
+    assert seen > 5
+
+
 async def test_the_document_has_an_etag(service: Service) -> None:
     first = await service.client.get("/openapi.json")
     again = await service.client.get(
