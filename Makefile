@@ -31,7 +31,7 @@ check: install
 
 # Long: tens of minutes are normal. Prints what it counted.
 prove: install
-	$(BIN)/python -m pytest -m prove -s
+	TEST_RANDOM=1 $(BIN)/python -m pytest -m prove -s
 
 # What the benchmarks compare with, beside what the program needs itself.
 install-bench: .venv/installed-bench

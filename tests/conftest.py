@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import uvloop
 from xdist.scheduler import LoadScopeScheduling
@@ -16,6 +17,11 @@ from tests.leaks import Belongings, left_over
 from tests.postgres import Postgres, private_server
 from tests.program import Rasher, Start, outlasting
 from tests.ringbuf.steps import build_stepping_kernel
+
+# The suite tries the same each time, so that it says something of the change that it is run for;
+# `make prove` looks further.
+hypothesis.settings.register_profile("suite", derandomize=not os.environ.get("TEST_RANDOM"))
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.hookimpl(wrapper=True)
