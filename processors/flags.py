@@ -186,6 +186,23 @@ FLAGS: tuple[Flag, ...] = (
         unit="package.module:factory",
     ),
     Flag(
+        "webhook-url",
+        "webhooks.url",
+        "text",
+        "where outcomes are sent; several, with filters: [[webhooks]] in the file",
+        unit="http:// or https://",
+        default_text="none, nobody is told",
+        group="Webhooks",
+    ),
+    Flag(
+        "webhook-secret",
+        "webhooks.secret",
+        "text",
+        "signs them; two with a comma between them while the second is replaced",
+        unit="whsec_ and base64 of 24 to 64 bytes, or @FILE",
+        default_text="none",
+    ),
+    Flag(
         "data-dir",
         "data_dir",
         "path",

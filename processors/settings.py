@@ -26,8 +26,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from processors.flags import BY_NAME, BY_VARIABLE, FLAGS, NUMBERS, Flag
+from processors.webhooks import (
+    DEFAULT_NAME,
+    Endpoint,
+    WebhookError,
+    make_endpoint,
+    read_endpoints,
+)
 
 # Names a database that could not be asked yet what it is called.
 UNKNOWN_DATABASE = bytes(16)
@@ -44,7 +52,11 @@ SQLITE_PREFIXES = ("sqlite:///", "sqlite+pysqlite:///")
 POSTGRESQL_PREFIXES = ("postgresql://", "postgresql+psycopg://")
 FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", re.ASCII)
 
+# Flags whose values no error repeats.
+SECRET = ("webhook-secret",)
 CONFIG = "config"
+# The key of the file that is no flag: tables, one for each endpoint.
+WEBHOOKS = "webhooks"
 
 Value = str | int | float
 
@@ -106,6 +118,17 @@ class JournalSettings(Struct, frozen=True):
         return self.total_bytes // self.segment_bytes
 
 
+class WebhookSettings(Struct, frozen=True):
+    """url, secret: as given, "" for none; endpoints: all there are, that one first."""
+
+    url: str = ""
+    secret: str = ""
+    endpoints: tuple[Endpoint, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"WebhookSettings(endpoints={self.endpoints!r})"
+
+
 class LogSettings(Struct, frozen=True):
     level: str = "info"
     format: str = "text"
@@ -124,6 +147,7 @@ class Settings(Struct, frozen=True):
     http: HttpSettings = HttpSettings()
     work: WorkSettings = msgspec.field(default_factory=WorkSettings)
     journal: JournalSettings = JournalSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     log: LogSettings = LogSettings()
 
 
@@ -148,12 +172,15 @@ def load_settings(
     environ = os.environ if environ is None else environ
     flags, rest = split_flags(argv)
     path = flags.pop(CONFIG, None) or environ.get("RASHER_CONFIG")
+    table = read_table(path)
+    endpoints = read_webhooks(path, table.pop(WEBHOOKS, []))
     given = {
-        **read_file(path),
+        **read_file(path, table),
         **read_variables(environ),
         **{name: Given(text, f"--{name} {text}") for name, text in flags.items()},
     }
-    return build({name: check(BY_NAME[name], one) for name, one in given.items()}), rest
+    values = {name: check(BY_NAME[name], one) for name, one in given.items()}
+    return with_endpoints(build(values), endpoints), rest
 
 
 def split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -202,17 +229,52 @@ def read_variables(environ: Mapping[str, str]) -> dict[str, Given]:
     return given
 
 
-def read_file(path: str | None) -> dict[str, Given]:
-    """The values of the toml file; without `path`, of rasher.toml if there is one here."""
+def read_table(path: str | None) -> dict[str, Any]:
+    """What is in the toml file; without `path`, in rasher.toml if there is one here."""
     file = Path(path or DEFAULT_FILE)
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if path is None:
             return {}
         raise SettingsError(f"--config {file}: there is no such file") from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"{file} (--config): {error}") from error
+
+
+def read_webhooks(path: str | None, tables: Any) -> tuple[Endpoint, ...]:
+    try:
+        return read_endpoints(tables, path or DEFAULT_FILE)
+    except WebhookError as error:
+        raise SettingsError(str(error)) from error
+
+
+def with_endpoints(settings: Settings, endpoints: tuple[Endpoint, ...]) -> Settings:
+    """With those of the file behind the one that the flags name."""
+    given = settings.webhooks
+    if given.url:
+        if not given.secret:
+            raise SettingsError("--webhook-url needs --webhook-secret, which signs what it is told")
+        if any(one.name == DEFAULT_NAME for one in endpoints):
+            raise SettingsError(
+                f"--webhook-url makes an endpoint called {DEFAULT_NAME}: [[webhooks]] has one, too"
+            )
+        secrets = given.secret.split(",")
+        try:
+            own = make_endpoint(DEFAULT_NAME, given.url, secrets, "--webhook-url, --webhook-secret")
+        except WebhookError as error:
+            raise SettingsError(str(error)) from error
+        endpoints = (own, *endpoints)
+    elif given.secret:
+        raise SettingsError("--webhook-secret needs --webhook-url")
+    if not endpoints:
+        return settings
+    return replace(settings, webhooks=replace(given, endpoints=endpoints))
+
+
+def read_file(path: str | None, table: dict[str, Any]) -> dict[str, Given]:
+    """The values of its flags."""
+    file = Path(path or DEFAULT_FILE)
     given = {}
     for key, value in table.items():
         if key not in BY_NAME:
@@ -229,7 +291,8 @@ def check(flag: Flag, given: Given) -> Value:
         return check_number(flag, given)
     text = given.value
     if not isinstance(text, str) or not text or "\0" in text:
-        raise SettingsError(f"{given.where}: must be {flag.range_text}")
+        where = f"--{flag.name}" if flag.name in SECRET else given.where
+        raise SettingsError(f"{where}: must be {flag.range_text}")
     if flag.choices and text not in flag.choices:
         raise SettingsError(f"{given.where}: must be {flag.range_text}")
     if flag.kind == "path":
@@ -368,7 +431,7 @@ def build(values: dict[str, Value]) -> Settings:
         sections.setdefault(section, {})[field] = value
     own: dict[str, Any] = sections.pop("")
     for section, fields in sections.items():
-        own[section] = msgspec.structs.replace(getattr(BARE, section), **fields)
+        own[section] = replace(getattr(BARE, section), **fields)
     settings = Settings(**own)
     check_http(settings.http)
     check_journal(settings)

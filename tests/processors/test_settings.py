@@ -36,14 +36,22 @@ def refusal(*argv: str, **environ: str) -> str:
 
 def by_flag(flag: Flag, text: str) -> object:
     """What one flag sets its field to."""
-    more = ["--ssl-certfile=/c"] if flag.name == "ssl-keyfile" else []
-    value: object = settings(f"{flag.option}={text}", *more)
+    value: object = settings(f"{flag.option}={text}", *WITH.get(flag.name, []))
     for part in flag.place.split("."):
         value = getattr(value, part)
     return value
 
 
+SIGNED = "whsec_" + "c2Vj" * 8
+# What a flag can't be given without.
+WITH = {
+    "ssl-keyfile": ["--ssl-certfile=/c"],
+    "webhook-url": [f"--webhook-secret={SIGNED}"],
+    "webhook-secret": ["--webhook-url=http://h/"],
+}
 SAMPLES = {
+    "webhook-url": ("https://h:8/p?q=1", "https://h:8/p?q=1"),
+    "webhook-secret": (SIGNED, SIGNED),
     "host": ("127.0.0.2", "127.0.0.2"),
     "lane": ("off", "off"),
     "keys": ("/k", "/k"),
