@@ -198,8 +198,8 @@ FLAGS: tuple[Flag, ...] = (
         "webhook-secret",
         "webhooks.secret",
         "text",
-        "signs them; two with a comma between them while the second is replaced",
-        unit="whsec_ and base64 of 24 to 64 bytes, or @FILE",
+        "signs them; behind a comma the one that it replaces",
+        unit="whsec_ and base64, or @FILE",
         default_text="none",
     ),
     Flag(

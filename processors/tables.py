@@ -175,6 +175,63 @@ outbox_of_replayed = sa.Index(
     postgresql_where=OF_A_REPLAY,
 )
 
+# What an endpoint was told of is all up to `event` (outbox), and whatever of those has no row in
+# `deliveries` was not wanted. Disabled: by its own answer; the settings may do the same.
+endpoints = sa.Table(
+    "endpoints",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("event", BigInt, nullable=False),
+    sa.Column("stock_event", BigInt, nullable=False),
+    sa.Column("disabled_us", BigInt),
+    sa.Column("why", sa.Text),
+    sqlite_with_rowid=False,
+    sqlite_strict=True,
+)
+
+# One row per event and endpoint, written when an attempt has ended, or when the event has to wait
+# behind an earlier one of its `subject` (the order's id, or the sku). `first_us`: of its first
+# attempt; `next_us`: when it is tried again; `status`, `error`: of the last attempt.
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", BigInt, primary_key=True),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("event_id", sa.LargeBinary(16), nullable=False),
+    sa.Column("subject", sa.LargeBinary, nullable=False),
+    sa.Column("number", BigInt, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("created_us", BigInt, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", BigInt, nullable=False),
+    sa.Column("first_us", BigInt),
+    sa.Column("next_us", BigInt),
+    sa.Column("ended_us", BigInt),
+    sa.Column("status", BigInt),
+    sa.Column("error", sa.Text),
+    sa.CheckConstraint("state IN ('waiting', 'delivered', 'failed')", name="deliveries_state"),
+    sa.UniqueConstraint("event_id", "endpoint", name="deliveries_once"),
+    sqlite_strict=True,
+)
+WAITING = sa.text("state = 'waiting'")
+deliveries_waiting = sa.Index(
+    "deliveries_waiting",
+    deliveries.c.endpoint,
+    deliveries.c.next_us,
+    deliveries.c.id,
+    sqlite_where=WAITING,
+    postgresql_where=WAITING,
+)
+deliveries_behind = sa.Index(
+    "deliveries_behind",
+    deliveries.c.endpoint,
+    deliveries.c.subject,
+    deliveries.c.id,
+    sqlite_where=WAITING,
+    postgresql_where=WAITING,
+)
+
 # What a request with an Idempotency-Key was answered (JSON), where no row of its own tells.
 requests = sa.Table(
     "requests",
