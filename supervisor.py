@@ -55,7 +55,7 @@ from processors.parent import (
     Processes,
     module_command,
 )
-from processors.policy import begin, decide
+from processors.policy import begin, decide, wants_relay
 from processors.premises import (
     check_database_file,
     check_exposure,
@@ -69,9 +69,9 @@ from processors.settings import (
     Settings,
     SettingsError,
     load_settings,
+    reload_webhooks,
     split_flags,
     unknown_flag,
-    usage,
 )
 from processors.spill import spill
 from processors.tree import (
@@ -96,6 +96,7 @@ from processors.tree import (
     Tick,
     Unreachable,
 )
+from processors.usage import usage
 from processors.visits import asked, migrated, name_of_database, tidy
 from ringbuf import Ring, RingError
 
@@ -228,8 +229,10 @@ class Tree:
             case HeardSignal():
                 if heard.number == signal.SIGHUP:
                     self.reread_keys()
+                    self.processes.settings = reload_webhooks(self.processes.settings)
                 left = msgspec.structs.replace(self.left(), free=self.free())
-                return Asked(now=time.monotonic(), left=left, number=heard.number)
+                relay = wants_relay(self.processes.settings)
+                return Asked(now=time.monotonic(), left=left, number=heard.number, relay=relay)
             case HeardEnd():
                 ended, code = ending(heard.returncode), heard.returncode
                 how = f"pid {heard.pid} {ended}"

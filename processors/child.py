@@ -7,14 +7,15 @@ checked once after that was set (it may have died before), and the end of the al
 
 Signals to a child:
 
-    TERM                       end: a front drains, a worker finishes its batch
+    TERM                       end: a front drains, a worker finishes its batch, a relay what it
+                               sends at the moment
     USR1 (RETIRE)              to a front that has a replacement: end, and let nobody notice
     INT, QUIT, HUP, TTIN, TTOU ignored: what a terminal sends to the whole foreground group is the
                                supervisor's to answer
 
-The replacement of a worker is started with a gate: it imports, opens, says that it stands by, and
-waits there for the index, which the supervisor gives once the kernel said that the last owner is
-gone. So an index changes hands in milliseconds, and never has two owners.
+The replacement of a worker, and of the relay, is started with a gate: it imports, opens, says that
+it stands by, and waits there for the index, which the supervisor gives once the kernel said that
+the last owner is gone. So an index changes hands in milliseconds, and never has two owners.
 """
 
 from __future__ import annotations
@@ -50,7 +51,12 @@ IGNORED_SIGNALS = frozenset(
     {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU}
 )
 
-Role = Literal["front", "worker"]
+Role = Literal["front", "worker", "relay"]
+
+
+def name_of(role: Role, index: int) -> str:
+    """As titles and logs have it; there is one relay."""
+    return role if role == "relay" else f"{role} {index}"
 
 
 class Launch(Struct, frozen=True):
@@ -59,8 +65,9 @@ class Launch(Struct, frozen=True):
     alive_fd: read end of a pipe, end of file = the supervisor is gone. status_fd: write end.
     Of a worker only: adopt, further indexes whose hands it must work off before its own work;
     work_off: it works off its own hand, takes nothing, and ends.
-    gate_fd: a worker waits there for its index and for what to adopt (give_turn), None: the index
-    is its own from the start; a front takes nothing in until that end of a pipe is closed.
+    gate_fd: a worker waits there for its index and for what to adopt (give_turn), a relay for its
+    turn, None: the index is its own from the start; a front takes nothing in until that end of a
+    pipe is closed.
     words_fd: where its last words go, a traceback.
     database: the 16 bytes that name the database, in hex; of one not asked yet, zeros.
     cause: why it follows another: signal or exit, how that one ended, or reload; "": it does not.
@@ -85,7 +92,7 @@ class Launch(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        return f"{self.role} {self.index}"
+        return name_of(self.role, self.index)
 
 
 def write_launch(launch: Launch) -> int:

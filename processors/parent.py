@@ -36,7 +36,11 @@ from ringbuf import Ring
 Key = tuple[Role, int]
 Command = Callable[[Role], Sequence[str]]
 
-MODULES: dict[Role, str] = {"front": "ingest.front", "worker": "processors.worker"}
+MODULES: dict[Role, str] = {
+    "front": "ingest.front",
+    "worker": "processors.worker",
+    "relay": "processors.relay_process",
+}
 # What a child leaves in writing is looked at from its beginning.
 WORDS_BYTES_MAX = 3000
 RESHAPING = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
@@ -44,7 +48,8 @@ ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, *RESHAPING)
 
 
 class HeardReady(Struct, frozen=True):
-    """heir: it is not installed; that of a worker stands by, and is heard again when it works."""
+    """heir: it is not installed; but for a front's it stands by, and is heard again when it
+    works."""
 
     key: Key
     heir: bool
@@ -169,7 +174,7 @@ class Processes:
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             status_r, status_w = pipe(ours, theirs)
             # The child's end of this one is for reading.
-            gated = heir and key[0] == "worker"
+            gated = heir and key[0] != "front"
             gate_r, gate_w = pipe(theirs, ours) if gated else (None, None)
             words_fd = os.memfd_create("rasher-words", os.MFD_CLOEXEC)
             ours.callback(os.close, words_fd)

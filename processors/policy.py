@@ -1,7 +1,7 @@
 """What the supervisor does when: `decide(state, event) -> (state, actions)`, a pure function.
 
-A child (a front or a worker, with an index) is `down` until its time comes, `starting`, `ready`, or
-`gone` for good. The tree is
+A child (a front or a worker, with an index, or the relay) is `down` until its time comes,
+`starting`, `ready`, or `gone` for good. The tree is
 
     running    all children are wanted; who dies is started again
     draining   no more orders: fronts end, then the ring is closed, then workers work it off
@@ -16,13 +16,15 @@ A child (a front or a worker, with an index) is `down` until its time comes, `st
     running   TERM              draining  TERM to fronts and an heir; deadline = now +
                                           --graceful-timeout
     running   ring file lost    draining  as TERM, and close the ring now; exit code 4
-    running,  INT, QUIT         stopping  KILL to fronts and an heir, TERM to workers; deadline =
-    draining                              now + 2 s
+    running,  INT, QUIT         stopping  KILL to fronts and an heir, TERM to workers and the
+    draining                              relay; deadline = now + 2 s
     draining  front ended       draining  none
     draining  no front lives    draining  close the ring: every later put raises Closed; not before
                                           all is moved into it
     draining  worker ended      draining  start again while the ring is open, or it died and orders
                                           wait, or its hand holds something
+    draining  the ring is       draining  TERM to the relay, once nobody else lives
+              closed and empty
     draining  nobody lives and  ended     none
               the ring is empty
     draining  deadline          killing   KILL to all
@@ -65,7 +67,8 @@ that an order has ended, at once: that order can do so a limited number of times
 Workers are not started before the database has its schema, fronts not before a ring of other
 settings is moved into this one: those orders were first. Fronts don't wait for the database, nor
 for what is put back from the journal after a power loss: they answer 503 meanwhile, for that may
-wait for the database. The ring is not closed before that is done.
+wait for the database. The ring is not closed before that is done. There is a relay while anybody
+is to be told of outcomes, which HUP may change.
 """
 
 from __future__ import annotations
@@ -90,6 +93,7 @@ from processors.replacing import (
 )
 from processors.settings import Settings
 from processors.tree import (
+    RELAY,
     Action,
     Announce,
     Asked,
@@ -129,16 +133,22 @@ def begin(
     moving: bool = False,
     recovering: bool = False,
 ) -> State:
+    relay = [RELAY] if wants_relay(settings) else []
     fronts: list[Key] = [("front", index) for index in range(settings.http.fronts)]
     workers: list[Key] = [("worker", index) for index in range(settings.work.workers)]
     return State(
-        kids={key: Kid("down", now) for key in fronts + workers},
+        kids={key: Kid("down", now) for key in fronts + workers + relay},
         graceful_timeout_s=settings.graceful_timeout_s,
         moving=moving,
         recovering=recovering,
         migrated=migrated,
         migrate_at=now + MIGRATE_EVERY_S,
     )
+
+
+def wants_relay(settings: Settings) -> bool:
+    """Whether anybody is to be told of outcomes."""
+    return any(not one.disabled for one in settings.webhooks.endpoints)
 
 
 def decide(state: State, event: Event) -> Decision:
@@ -171,10 +181,23 @@ def settle(state: State, event: Event) -> Decision:
         state, actions = replace(state, closed=True), [CloseRing()]
     if state.phase == "draining" and state.closed and not event.left.empty:
         state = refill(state, event)
+    if state.phase == "draining" and state.closed and event.left.empty:
+        state, actions = end_relay(state, actions)
     done = state.phase in ("stopping", "killing") or (state.closed and event.left.empty)
     if state.phase != "ended" and done and state.nobody_lives():
         state = replace(state, phase="ended")
     return state, actions
+
+
+def end_relay(state: State, actions: list[Action]) -> Decision:
+    """It is the last to be asked: what was committed last is told, too, if that is quick."""
+    kid = state.kids.get(RELAY)
+    if kid is None or kid.leaving or not kid.lives:
+        return state, actions
+    if not (state.nobody_lives("front") and state.nobody_lives("worker")):
+        return state, actions
+    state = state.with_kid(RELAY, replace(kid, leaving=True))
+    return state, [*actions, Send(RELAY, signal.SIGTERM)]
 
 
 def all_ready(state: State) -> bool:
@@ -241,7 +264,8 @@ def on_ended(state: State, event: Ended) -> Decision:
         level = logging.INFO if event.clean else logging.WARNING
         say = Say(level, f"{name(event.key)}: {event.how}")
         if kid.leaving:
-            return state.without_kid(event.key), [say, how_many(state)]
+            count = [how_many(state)] if event.key[0] == "worker" else []
+            return state.without_kid(event.key), [say, *count]
         return state.with_kid(event.key, replace(kid, phase="gone")), [say]
     life = next_life(kid, event.now, innocent=event.blamed)
     delay = life.since - event.now
@@ -266,10 +290,10 @@ def in_doubt(state: State, event: Ended) -> Decision:
 
 
 def wanted_again(state: State, event: Ended) -> bool:
-    holds = event.key[1] in event.left.hands
+    holds = event.key[0] == "worker" and event.key[1] in event.left.hands
     if state.phase == "running":
         return holds or not state.kids[event.key].leaving
-    if state.phase != "draining" or event.key[0] == "front":
+    if state.phase != "draining" or event.key[0] != "worker":
         return False
     if state.kids[event.key].leaving:
         return holds
@@ -322,7 +346,7 @@ def drain(state: State, now: float) -> Decision:
     actions: list[Action] = [Send(key, signal.SIGTERM) for key in state.living("front")]
     state, unwanted = renounce(state, now, signal.SIGTERM)
     actions += unwanted
-    state = without_down(state, "front")
+    state = without_down(without_down(state, "front"), "relay")
     state = replace(state, phase="draining", deadline=now + state.graceful_timeout_s)
     limit = f"at most {state.graceful_timeout_s:g} s (--graceful-timeout)"
     return state, [Say(logging.INFO, f"draining: no more orders are taken; {limit}"), *actions]
@@ -335,9 +359,10 @@ def stop(state: State, now: float) -> Decision:
         return kill(state, now)
     actions: list[Action] = [Send(key, signal.SIGKILL) for key in state.living("front")]
     actions += [Send(key, signal.SIGTERM) for key in state.living("worker")]
+    actions += [Send(key, signal.SIGTERM) for key in state.living("relay")]
     state, unwanted = renounce(state, now, signal.SIGKILL)  # it holds nothing yet
     actions += unwanted
-    state = without_down(without_down(state, "front"), "worker")
+    state = nobody_new(state)
     state = replace(state, phase="stopping", deadline=now + STOP_PATIENCE_S)
     return state, [Say(logging.INFO, "stopping: workers finish their batch"), *actions]
 
@@ -349,7 +374,7 @@ def kill(state: State, now: float) -> Decision:
     if actions:
         killed = ", ".join(sorted({name(one.key) for one in actions if isinstance(one, Send)}))
         actions.insert(0, Say(logging.WARNING, f"killing {killed}"))
-    return replace(without_down(without_down(state, "front"), "worker"), phase="killing"), actions
+    return replace(nobody_new(state), phase="killing"), actions
 
 
 def on_ring_lost(state: State, event: RingLost) -> Decision:
@@ -361,6 +386,10 @@ def on_ring_lost(state: State, event: RingLost) -> Decision:
         return state, [say]
     state, actions = drain(state, event.now)
     return state, [say, *actions]
+
+
+def nobody_new(state: State) -> State:
+    return without_down(without_down(without_down(state, "front"), "worker"), "relay")
 
 
 def without_down(state: State, role: Role) -> State:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from processors.child import RETIRE, Role
 from processors.tree import (
+    RELAY,
     Action,
     Asked,
     Decision,
@@ -27,15 +28,42 @@ from processors.tree import (
 HEIR_PATIENCE_S = 30.0
 # Beyond its own time a front waits for the last words of requests, a worker ends its interpreter.
 RETIRE_GRACE_S = 15.0
-RETIREMENT: dict[Role, int] = {"front": RETIRE, "worker": signal.SIGTERM}
+RETIREMENT: dict[Role, int] = {
+    "front": RETIRE,
+    "worker": signal.SIGTERM,
+    "relay": signal.SIGTERM,
+}
 
 
-def on_hup(state: State, _event: Asked) -> Decision:
+def on_hup(state: State, event: Asked) -> Decision:
     """Everybody who lives now is replaced by somebody started later; who is in the queue for an
     earlier HUP keeps his place, or a HUP every second would replace the first ones only."""
+    state, actions = relay_wanted(state, event)
     living = [key for key in state.living() if not state.kids[key].leaving]
     queue = state.queue + tuple(key for key in living if key not in state.queue)
-    return replace(state, queue=queue), [Say(logging.INFO, f"replacing {len(queue)} processes")]
+    say = Say(logging.INFO, f"replacing {len(queue)} processes")
+    return replace(state, queue=queue), [*actions, say]
+
+
+def relay_wanted(state: State, event: Asked) -> Decision:
+    """The settings of webhooks were read again: now there may be one, or nobody to tell."""
+    kid = state.kids.get(RELAY)
+    if event.relay and (kid is None or kid.leaving):
+        # One that is ending is started again when it has.
+        kid = Kid("down", event.now) if kid is None else replace(kid, leaving=False)
+        return state.with_kid(RELAY, kid), []
+    if kid is None or event.relay:
+        return state, []
+    queue = tuple(key for key in state.queue if key != RELAY)
+    state = replace(state, queue=queue)
+    actions: list[Action] = [Say(logging.INFO, "no webhook is left: the relay ends")]
+    if state.heir is not None and state.heir.key == RELAY:
+        state, unwanted = renounce(state, event.now, signal.SIGTERM)
+        state, actions = replace(state, queue=queue), actions + unwanted
+    if not kid.lives:
+        return state.without_kid(RELAY), actions
+    state = state.with_kid(RELAY, replace(kid, leaving=True))
+    return state, [*actions, Send(RELAY, signal.SIGTERM)]
 
 
 def replace_next(state: State, now: float) -> Decision:

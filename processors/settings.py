@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import logging
 import math
 import os
 import re
@@ -28,7 +29,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from processors.flags import BY_NAME, BY_VARIABLE, FLAGS, NUMBERS, Flag
+from processors.flags import BY_NAME, BY_VARIABLE, NUMBERS, Flag
 from processors.webhooks import (
     DEFAULT_NAME,
     Endpoint,
@@ -36,6 +37,8 @@ from processors.webhooks import (
     make_endpoint,
     read_endpoints,
 )
+
+log = logging.getLogger(__name__)
 
 # Names a database that could not be asked yet what it is called.
 UNKNOWN_DATABASE = bytes(16)
@@ -46,7 +49,6 @@ TOKEN_VARIABLE = "RASHER_TOKEN"  # noqa: S105 - its name
 OTHER_VARIABLES = frozenset({"RASHER_CONFIG", TOKEN_VARIABLE, "RASHER_SANITIZE"})
 MULTIPLES = {"slot-bytes": 64, "segment-bytes": 4096}
 HELP_FLAGS = ("-h", "--help")
-HELP_COLUMN = 22
 
 SQLITE_PREFIXES = ("sqlite:///", "sqlite+pysqlite:///")
 POSTGRESQL_PREFIXES = ("postgresql://", "postgresql+psycopg://")
@@ -136,7 +138,7 @@ class LogSettings(Struct, frozen=True):
 
 class Settings(Struct, frozen=True):
     """data_dir is absolute, database a SQLAlchemy URL whose path is absolute; retain_days: of
-    finished orders, 0 for ever."""
+    finished orders, 0 for ever; config: the absolute path of the toml file, there or not."""
 
     data_dir: str
     database: str
@@ -148,6 +150,7 @@ class Settings(Struct, frozen=True):
     work: WorkSettings = msgspec.field(default_factory=WorkSettings)
     journal: JournalSettings = JournalSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    config: str = ""
     log: LogSettings = LogSettings()
 
 
@@ -180,7 +183,8 @@ def load_settings(
         **{name: Given(text, f"--{name} {text}") for name, text in flags.items()},
     }
     values = {name: check(BY_NAME[name], one) for name, one in given.items()}
-    return with_endpoints(build(values), endpoints), rest
+    settings = replace(build(values), config=str(Path(path or DEFAULT_FILE).absolute()))
+    return with_endpoints(settings, endpoints), rest
 
 
 def split_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -270,6 +274,20 @@ def with_endpoints(settings: Settings, endpoints: tuple[Endpoint, ...]) -> Setti
     if not endpoints:
         return settings
     return replace(settings, webhooks=replace(given, endpoints=endpoints))
+
+
+def reload_webhooks(settings: Settings) -> Settings:
+    """With the endpoints that the file has now, and secrets read again; as they are, if there is
+    something wrong with that."""
+    try:
+        path = settings.config
+        table = read_table(path) if Path(path).exists() else {}
+        endpoints = read_webhooks(path, table.get(WEBHOOKS, []))
+        bare = replace(settings, webhooks=replace(settings.webhooks, endpoints=()))
+        return with_endpoints(bare, endpoints)
+    except SettingsError as error:
+        log.error("webhooks stay as they are: %s", error)
+        return settings
 
 
 def read_file(path: str | None, table: dict[str, Any]) -> dict[str, Given]:
@@ -469,28 +487,3 @@ def default_of(flag: Flag) -> Value:
     section, _, field = flag.place.rpartition(".")
     value: Value = getattr(getattr(BARE, section) if section else BARE, field)
     return value
-
-
-def usage(verbs: Mapping[str, str]) -> str:
-    """The text of --help, made from the table. `verbs`: name -> one line."""
-    lines = ["usage: rasher [VERB] [--FLAG VALUE]...", "", "Without a verb: run. Verbs:"]
-    lines += [f"  {name:<10} {line}" for name, line in verbs.items()]
-    lines += ["", "flag > RASHER_ variable (--data-dir: RASHER_DATA_DIR) > rasher.toml > default."]
-    lines += ["Bare numbers are seconds or bytes. Relative paths start at the working directory."]
-    for flag in FLAGS:
-        lines += ["", f"{flag.group}:"] if flag.group else []
-        lines += flag_lines(flag)
-    lines += [
-        "",
-        "File:",
-        f"{'  --config':<{HELP_COLUMN}}a toml file with the same names, as in data-dir = './var'",
-    ]
-    lines += [f"{'':{HELP_COLUMN}}default {DEFAULT_FILE} if there is one here [RASHER_CONFIG]"]
-    return "\n".join(lines)
-
-
-def flag_lines(flag: Flag) -> list[str]:
-    option = f"  {flag.option}"
-    head = f"{option:<{HELP_COLUMN - 1}} {flag.help}"
-    default = flag.default_text or f"{default_of(flag)}".removesuffix(".0")
-    return [head, f"{'':{HELP_COLUMN}}{flag.range_text}; default {default} [{flag.variable}]"]

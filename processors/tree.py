@@ -10,8 +10,10 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from processors.child import Role
+from processors.child import Role, name_of
 from processors.parent import Key
+
+RELAY: Key = ("relay", 0)
 
 # ---- what there is to know ----------------------------------------------------------------------
 
@@ -35,7 +37,8 @@ class Kid(Struct, frozen=True):
     phase: Literal["down", "starting", "ready", "gone"]
     since: float
     failures: int = 0  # short lives in a row
-    leaving: bool = False  # a worker too many: it ends for good once its hand is empty
+    # A worker too many: it ends for good once its hand is empty; a relay that nobody wants.
+    leaving: bool = False
 
     @property
     def lives(self) -> bool:
@@ -130,7 +133,10 @@ class Ended(Event, frozen=True):
 
 
 class Asked(Event, frozen=True):
+    """relay: whether anybody is to be told of outcomes, as the settings have it now."""
+
     number: int
+    relay: bool = False
 
 
 class RingLost(Event, frozen=True):
@@ -202,4 +208,4 @@ Decision = tuple[State, list[Action]]
 
 
 def name(key: Key) -> str:
-    return f"{key[0]} {key[1]}"
+    return name_of(*key)

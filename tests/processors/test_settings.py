@@ -14,8 +14,8 @@ from processors.settings import (
     cores,
     default_of,
     load_settings,
-    usage,
 )
+from processors.usage import usage
 
 
 @pytest.fixture(autouse=True)

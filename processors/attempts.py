@@ -1,0 +1,221 @@
+"""One attempt to tell an endpoint, over HTTP, and what its end means.
+
+    2xx                          delivered
+    410                          the endpoint wants nothing any more: it is disabled
+    429, 503 with Retry-After    to be tried again after that, AGAIN_S_MAX at most
+    everything else              to be tried again: other statuses, redirects, no connection,
+                                 resets, no answer within ATTEMPT_S
+
+An attempt ends within ATTEMPT_S, whatever the other side does. What it answers is not needed: some
+of it is read, so that the connection can be used again, and a longer one is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib import metadata
+from typing import Literal
+
+import httpx
+from msgspec import Struct
+
+from processors.webhooks import Endpoint, headers_of, shown_id
+
+ATTEMPT_S = 15.0
+CONNECT_S = 5.0
+AT_ONCE = 8
+ANSWER_BYTES_MAX = 64 * 1024
+# For what an answer has behind its head: connections that are slower are not used again.
+ANSWER_S_MAX = 1.0
+IDLE_S = 30.0
+# Seconds from one attempt to the next, the last one repeated until GIVE_UP_S after the first.
+PAUSES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400)
+GIVE_UP_S = 86_400
+SPREAD = 0.2
+AGAIN_S_MAX = 3600.0
+DIGITS_MAX = 9
+
+Verdict = Literal["delivered", "again", "gone"]
+
+
+class Attempt(Struct, frozen=True):
+    """How one ended. `after_s`: what the endpoint asked for; `status`: None without an answer."""
+
+    verdict: Verdict
+    status: int | None = None
+    error: str | None = None
+    after_s: float | None = None
+
+
+class Patience:
+    """With the attempts that are under way: each has ATTEMPT_S, and no more than `hurry` says."""
+
+    def __init__(self) -> None:
+        self._waits: set[asyncio.Timeout] = set()
+        self._end_s = math.inf  # of the loop's clock
+
+    def hurry(self, seconds: float) -> None:
+        """All end within that time."""
+        self._end_s = asyncio.get_running_loop().time() + seconds
+        for wait in self._waits:
+            wait.reschedule(min(self._end_s, wait.when() or math.inf))
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Around an attempt. Raises TimeoutError."""
+        end_s = asyncio.get_running_loop().time() + ATTEMPT_S
+        async with asyncio.timeout_at(min(end_s, self._end_s)) as wait:
+            self._waits.add(wait)
+            try:
+                yield
+            finally:
+                self._waits.discard(wait)
+
+
+class Sender:
+    """The connections to one endpoint, AT_ONCE of them at most."""
+
+    def __init__(
+        self, endpoint: Endpoint, context: ssl.SSLContext, patience: Patience | None = None
+    ) -> None:
+        self.endpoint = endpoint
+        self._patience = patience or Patience()
+        self._client = httpx.AsyncClient(
+            verify=context,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(ATTEMPT_S, connect=CONNECT_S),
+            limits=httpx.Limits(
+                max_connections=AT_ONCE,
+                max_keepalive_connections=AT_ONCE,
+                keepalive_expiry=IDLE_S,
+            ),
+            headers={"user-agent": f"rasher/{_version()}", "content-type": "application/json"},
+        )
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        await self._client.aclose()
+
+    async def send(self, event_id: bytes, body: bytes) -> Attempt:
+        """One attempt; raises nothing that the endpoint could be the reason of."""
+        try:
+            async with self._patience.one():
+                return await self._send(shown_id(event_id), body)
+        except TimeoutError:
+            return Attempt("again", error=f"no answer in time, which is {ATTEMPT_S:g} s at most")
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
+            return Attempt("again", error=f"{type(error).__name__}: {error}")
+
+    async def _send(self, message_id: str, body: bytes) -> Attempt:
+        headers = headers_of(self.endpoint.secrets, message_id, int(time.time()), body)
+        async with self._client.stream(
+            "POST", self.endpoint.url, content=body, headers=headers
+        ) as answer:
+            ended = judge(answer)
+            # An answer counts when it has come, whatever becomes of its body.
+            try:
+                async with asyncio.timeout(ANSWER_S_MAX):
+                    await _drop_body(answer)
+            except (TimeoutError, httpx.HTTPError, httpx.StreamError):
+                pass
+            return ended
+
+
+async def _drop_body(answer: httpx.Response) -> None:
+    count = 0
+    async for part in answer.aiter_raw():
+        count += len(part)
+        if count > ANSWER_BYTES_MAX:
+            return
+
+
+def judge(answer: httpx.Response) -> Attempt:
+    """What an answer's head means."""
+    status = answer.status_code
+    if answer.is_success:
+        return Attempt("delivered", status)
+    error = f"answered {status}"
+    if status == httpx.codes.GONE:
+        return Attempt("gone", status, error)
+    return Attempt("again", status, error, retry_after_s(answer.headers.get("retry-after")))
+
+
+def retry_after_s(text: str | None) -> float | None:
+    """Seconds or a date, at most AGAIN_S_MAX; None for what is neither."""
+    if text is None:
+        return None
+    if text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX:
+        return min(float(text), AGAIN_S_MAX)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        return None
+    return min(max(0.0, (moment - datetime.now(UTC)).total_seconds()), AGAIN_S_MAX)
+
+
+def pause_s(attempts: int, asked_s: float | None = None) -> float:
+    """How long to wait after so many attempts, spread so that many don't come back together; at
+    least what the endpoint asked for."""
+    planned = PAUSES_S[min(attempts, len(PAUSES_S)) - 1]
+    return max(planned * random.uniform(1 - SPREAD, 1 + SPREAD), asked_s or 0.0)
+
+
+class Breaker:
+    """Of one endpoint: after TRIES failures in a row nothing is sent but one probe, later each
+    time, until that succeeds.
+
+        closed ──TRIES failures──► open ──its pause is over──► one probe ──success──► closed
+                                     ▲                            │
+                                     └────────failure─────────────┘
+    """
+
+    TRIES = 10
+    OPEN_S_MIN, OPEN_S_MAX = 30.0, 600.0
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._until_s = 0.0
+        self._pauses = self._make_pauses()
+
+    @property
+    def tripped(self) -> bool:
+        """At most one at a time is to be sent."""
+        return self._failures >= self.TRIES
+
+    def left_s(self, now_s: float) -> float:
+        """Until something may be sent; 0: now."""
+        return max(0.0, self._until_s - now_s) if self.tripped else 0.0
+
+    def note(self, now_s: float, *, delivered: bool) -> None:
+        """How an attempt has ended."""
+        if delivered:
+            self._failures = 0
+            self._pauses = self._make_pauses()
+            return
+        self._failures += 1
+        if self.tripped and now_s >= self._until_s:
+            self._until_s = now_s + next(self._pauses)
+
+    def _make_pauses(self) -> Iterator[float]:
+        pause = self.OPEN_S_MIN
+        while True:
+            yield pause
+            pause = min(2 * pause, self.OPEN_S_MAX)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("rasher")
+    except metadata.PackageNotFoundError:
+        return "0"

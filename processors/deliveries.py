@@ -1,0 +1,235 @@
+"""What endpoints were told, in the database: a row for each event whose attempt has ended.
+
+    (behind the cursor) ──attempt──► delivered
+                          │
+                          └──► waiting (next_us) ──attempt──► delivered | waiting | failed
+    (behind an earlier one of its subject) ──► waiting (no next_us) ──its turn──► next_us = now
+
+The cursor moves in the transaction that writes the rows of what it passes: whoever is killed before
+it has told some endpoints something that will be told again, under the same id, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import sqlalchemy as sa
+from msgspec import Struct
+from sqlalchemy.engine import Connection
+
+from processors.instants import now_us
+from processors.outbox import Event
+from processors.tables import deliveries, endpoints, outbox
+from processors.webhooks import Endpoint
+
+State = Literal["waiting", "delivered", "failed"]
+ERROR_CHARACTERS_MAX = 200
+REMOVED = "the endpoint is gone from the settings"
+
+
+class Standing(Struct, frozen=True):
+    """Where an endpoint is: it was told of all up to `event`."""
+
+    event: int
+    disabled_us: int | None
+    why: str | None
+
+
+class Due(Struct, frozen=True):
+    """A row that is to be tried now."""
+
+    row: int
+    event: Event
+    attempts: int
+    first_us: int | None
+
+
+class Ended(Struct, frozen=True):
+    """What became of an event. row: its row, None when it has none yet; `next_us`: None for one
+    that waits for another of its subject. `status`: of the answer, None without one."""
+
+    event: Event
+    state: State
+    row: int | None = None
+    attempts: int = 0
+    first_us: int | None = None
+    next_us: int | None = None
+    status: int | None = None
+    error: str | None = None
+
+
+class Told(Struct, frozen=True):
+    """To be written together: what became of events, the endpoint's new place (None: the same),
+    and why it is disabled from now on (None: it is not)."""
+
+    endpoint: str
+    ended: Sequence[Ended]
+    place: int | None = None
+    disabled: str | None = None
+
+
+def enlist(connection: Connection, wanted: Sequence[Endpoint]) -> dict[str, Standing]:
+    """Where the endpoints of the settings are. A new one begins at the present end; one whose url
+    has changed is enabled again; what waits for one that is gone has failed."""
+    there = {row.name: row for row in connection.execute(sa.select(endpoints))}
+    now = now_us()
+    for name in there.keys() - {one.name for one in wanted}:
+        connection.execute(sa.delete(endpoints).where(endpoints.c.name == name))
+        _fail_waiting(connection, name, now)
+    end = connection.execute(sa.select(sa.func.coalesce(sa.func.max(outbox.c.id), 0))).scalar_one()
+    for one in wanted:
+        row = there.get(one.name)
+        if row is None:
+            new = {"name": one.name, "url": one.url, "event": end, "stock_event": 0}
+            connection.execute(sa.insert(endpoints).values(new))
+        elif row.url != one.url:
+            changed = {"url": one.url, "disabled_us": None, "why": None}
+            connection.execute(
+                sa.update(endpoints).where(endpoints.c.name == one.name).values(changed)
+            )
+    return standings(connection)
+
+
+def _fail_waiting(connection: Connection, name: str, now: int) -> None:
+    connection.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.endpoint == name, deliveries.c.state == "waiting")
+        .values(state="failed", next_us=None, ended_us=now, error=REMOVED)
+    )
+
+
+def standings(connection: Connection) -> dict[str, Standing]:
+    """Where all known endpoints are, by name."""
+    return {
+        row.name: Standing(row.event, row.disabled_us, row.why)
+        for row in connection.execute(sa.select(endpoints))
+    }
+
+
+def due_of(connection: Connection, endpoint: str, now: int, count: int) -> list[Due]:
+    """What is to be tried by now, the oldest first."""
+    rows = connection.execute(
+        sa.select(deliveries)
+        .where(
+            deliveries.c.endpoint == endpoint,
+            sa.text("state = 'waiting'"),
+            deliveries.c.next_us <= now,
+        )
+        .order_by(deliveries.c.next_us, deliveries.c.id)
+        .limit(count)
+    )
+    return [
+        Due(
+            row.id,
+            Event(0, row.event_id, row.subject, row.number, row.type, row.created_us),
+            row.attempts,
+            row.first_us,
+        )
+        for row in rows
+    ]
+
+
+def next_due_us(connection: Connection, endpoint: str) -> int | None:
+    """When something is to be tried next; None: nothing waits."""
+    found: int | None = connection.execute(
+        sa.select(sa.func.min(deliveries.c.next_us)).where(
+            deliveries.c.endpoint == endpoint, sa.text("state = 'waiting'")
+        )
+    ).scalar_one()
+    return found
+
+
+def not_told(connection: Connection, endpoint: str, events: Sequence[Event]) -> list[Event]:
+    """Those that have no row yet: who was stopped in the middle may have told later ones."""
+    ids = [one.id for one in events]
+    there = set(
+        connection.scalars(
+            sa.select(deliveries.c.event_id).where(
+                deliveries.c.event_id.in_(ids), deliveries.c.endpoint == endpoint
+            )
+        )
+    )
+    return [one for one in events if one.id not in there]
+
+
+def subjects_waiting(
+    connection: Connection, endpoint: str, subjects: Sequence[bytes]
+) -> set[bytes]:
+    """Those of which something waits."""
+    return set(
+        connection.scalars(
+            sa.select(deliveries.c.subject).where(
+                deliveries.c.endpoint == endpoint,
+                deliveries.c.subject.in_(subjects),
+                sa.text("state = 'waiting'"),
+            )
+        )
+    )
+
+
+def record(connection: Connection, told: Sequence[Told]) -> None:
+    """Writes what became of events of several endpoints."""
+    now = now_us()
+    for one in told:
+        _insert(connection, one, now)
+        for ended in one.ended:
+            if ended.row is not None:
+                _update(connection, one.endpoint, ended, now)
+        values: dict[str, int | str] = {}
+        if one.place is not None:
+            values["event"] = one.place
+        if one.disabled is not None:
+            values |= {"disabled_us": now, "why": one.disabled[:ERROR_CHARACTERS_MAX]}
+        if values:
+            connection.execute(
+                sa.update(endpoints).where(endpoints.c.name == one.endpoint).values(values)
+            )
+
+
+def _insert(connection: Connection, told: Told, now: int) -> None:
+    rows = [
+        {
+            "endpoint": told.endpoint,
+            "event_id": one.event.id,
+            "subject": one.event.subject,
+            "number": one.event.number,
+            "type": one.event.type,
+            "created_us": one.event.created_us,
+            **_values(one, now),
+        }
+        for one in told.ended
+        if one.row is None
+    ]
+    if rows:
+        connection.execute(sa.insert(deliveries), rows)
+
+
+def _update(connection: Connection, endpoint: str, ended: Ended, now: int) -> None:
+    connection.execute(
+        sa.update(deliveries).where(deliveries.c.id == ended.row).values(_values(ended, now))
+    )
+    if ended.state == "waiting":
+        return
+    behind = (
+        sa.select(sa.func.min(deliveries.c.id))
+        .where(
+            deliveries.c.endpoint == endpoint,
+            deliveries.c.subject == ended.event.subject,
+            sa.text("state = 'waiting'"),
+        )
+        .scalar_subquery()
+    )
+    connection.execute(sa.update(deliveries).where(deliveries.c.id == behind).values(next_us=now))
+
+
+def _values(ended: Ended, now: int) -> dict[str, object]:
+    return {
+        "state": ended.state,
+        "attempts": ended.attempts,
+        "first_us": ended.first_us,
+        "next_us": ended.next_us,
+        "ended_us": None if ended.state == "waiting" else now,
+        "status": ended.status,
+        "error": ended.error and ended.error[:ERROR_CHARACTERS_MAX],
+    }

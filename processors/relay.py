@@ -1,0 +1,430 @@
+"""The relay: tells endpoints of what was committed, in a process of its own, beside the work.
+
+For each endpoint one task goes round and round:
+
+    read      what is to be tried again by now, and what is behind its cursor, ROUND at most
+    send      AT_ONCE at a time, those of one subject one after the other
+    record    what became of them, and the cursor, in one transaction
+
+and sleeps when there is nothing, until a commit, or until something is due. Rounds of several
+endpoints are recorded together, RECORD_EVERY_S apart: a transaction is what costs the workers most.
+
+Killed anywhere: what was sent and not recorded is sent again with the same id. Asked to stop: what
+is under way is given its time, the rest is told by the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from processors import deliveries
+from processors.attempts import (
+    AT_ONCE,
+    GIVE_UP_S,
+    Attempt,
+    Breaker,
+    Patience,
+    Sender,
+    pause_s,
+)
+from processors.deliveries import Due, Ended, Standing, Told
+from processors.instants import now_us
+from processors.outbox import Event, bodies_of, end_of, events_behind
+from processors.store import Store, StoreBusy, StoreUnavailable
+from processors.webhooks import Endpoint, shown_url
+from ringbuf import Ring, RingError
+
+log = logging.getLogger("rasher.relay")
+
+ROUND = 64
+RECORD_EVERY_S = 0.05
+# Rounds of this many endpoints go into one transaction.
+RECORDED_MAX = 32
+# A commit is waited for that long; a worker that died may not have said that it committed.
+LOOK_S = 5.0
+# A thread that waits for commits looks that often whether it shall end.
+WATCH_S = 1.0
+# When it is asked to stop, what is under way has so long.
+HURRY_S = 1.0
+# The cursor is written with what was told, and when so much of the outbox was passed over.
+PASSED_MAX = 4096
+# Whether an endpoint was enabled meanwhile, and after the database was away.
+AGAIN_S = 5.0
+SECOND_US = 1_000_000
+
+T = TypeVar("T")
+
+
+class Item(Struct, frozen=True):
+    """An event that is to be told now; `due`: its row, None when it comes from the outbox."""
+
+    event: Event
+    due: Due | None = None
+
+
+class Round(Struct, frozen=True):
+    """What is to be told next; `place`: how far the outbox was looked at; `blocked`: subjects of
+    which something waits that is not due."""
+
+    items: list[Item]
+    bodies: dict[bytes, bytes]
+    place: int
+    blocked: set[bytes]
+
+
+class Relay:
+    """Of one database, one at a time. `counted`: is called with how an attempt ended."""
+
+    def __init__(
+        self,
+        store: Store,
+        ring: Ring,
+        wanted: Sequence[Endpoint],
+        counted: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self.store = store
+        self.ring = ring
+        self.counted = counted
+        self._wanted = wanted
+        self._stop = asyncio.Event()
+        self.patience = Patience()
+        self.recorder = Recorder(store)
+        self._commits = Commits(ring)
+        self._end = 0
+        self._end_at: int | None = None  # the count of commits when the end was asked for
+
+    def stop(self) -> None:
+        """No more is begun, and what is under way ends soon."""
+        self._stop.set()
+        self.patience.hurry(HURRY_S)
+        self._commits.wake()
+
+    async def run(self, ready: Callable[[], object] = lambda: None) -> None:
+        """Until it is stopped. Raises StoreBroken, StoreError."""
+        standings = await self._enlist()
+        if standings is None:
+            return
+        context = ssl.create_default_context()
+        couriers = [
+            Courier(self, one, standings[one.name], Sender(one, context, self.patience))
+            for one in self._wanted
+            if not one.disabled
+        ]
+        ready()
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._commits.watch(self._stop))
+            recording = group.create_task(self.recorder.run())
+            going = [group.create_task(one.run()) for one in couriers]
+            await asyncio.wait({*going, watching})
+            for task in going:
+                await task
+            recording.cancel()
+
+    async def _enlist(self) -> dict[str, Standing] | None:
+        while not self.stopping:
+            try:
+                return await asyncio.to_thread(
+                    self.store.commit, deliveries.enlist, list(self._wanted)
+                )
+            except StoreUnavailable as error:
+                log.warning("%s; trying again", error)
+                await self.sleep(AGAIN_S)
+        return None
+
+    @property
+    def stopping(self) -> bool:
+        """Nothing more is to be begun."""
+        return self._stop.is_set()
+
+    async def end(self) -> int:
+        """How far the outbox may be told. Raises StoreUnavailable."""
+        commits = self.ring.commits
+        if commits != self._end_at:
+            found = await asyncio.to_thread(end_of, self.store)
+            if found is not None:
+                self._end, self._end_at = max(found, self._end), commits
+        return self._end
+
+    def forget_end(self) -> None:
+        """It is asked for anew, for a commit may not have been counted."""
+        self._end_at = None
+
+    async def sleep(self, seconds: float) -> None:
+        """That long, or until it is stopped."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return
+
+    async def changed(self, seconds: float) -> None:
+        """Until something was committed or it is stopped, that long at most."""
+        await self._commits.changed(seconds)
+
+
+class Commits:
+    """Wakes who waits for the next commit."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._changed = asyncio.Event()
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Until stopped."""
+        seen = self._ring.commits
+        while not stop.is_set():
+            try:
+                now = await asyncio.to_thread(self._ring.wait_commits, seen, WATCH_S)
+            except RingError:
+                return
+            if now != seen:
+                seen = now
+                self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self, seconds: float) -> None:
+        """Until the next one, that long at most."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+
+class Recorder:
+    """Writes what became of rounds, those of several endpoints in one transaction."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: list[tuple[Told, asyncio.Future[None]]] = []
+        self._some = asyncio.Event()
+
+    async def record(self, told: Told) -> None:
+        """Returns when it is committed; tries again while the database is away."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((told, done))
+        self._some.set()
+        await done
+
+    async def run(self) -> None:
+        """Until cancelled. Raises StoreBroken, StoreError."""
+        while True:
+            await self._some.wait()
+            some = self._waiting[:RECORDED_MAX]
+            try:
+                await asyncio.to_thread(
+                    self._store.commit, deliveries.record, [told for told, _ in some]
+                )
+            except StoreUnavailable as error:
+                if not isinstance(error, StoreBusy):
+                    log.warning("%s; what was told is recorded later", error)
+                    await asyncio.sleep(AGAIN_S)
+                continue
+            del self._waiting[: len(some)]
+            if not self._waiting:
+                self._some.clear()
+            for _, done in some:
+                if not done.done():
+                    done.set_result(None)
+            await asyncio.sleep(RECORD_EVERY_S)
+
+
+class Courier:
+    """Tells one endpoint."""
+
+    def __init__(
+        self, relay: Relay, endpoint: Endpoint, standing: Standing, sender: Sender
+    ) -> None:
+        self._relay = relay
+        self._endpoint = endpoint
+        self._place = self._recorded = standing.event
+        self._disabled = standing.disabled_us is not None
+        self._sender = sender
+        self._breaker = Breaker()
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def run(self) -> None:
+        """Until the relay is stopped."""
+        try:
+            while not self._relay.stopping:
+                try:
+                    await self._go_on()
+                except StoreUnavailable as error:
+                    log.debug("%s: %s", self._endpoint.name, error)
+                    await self._relay.sleep(AGAIN_S)
+        finally:
+            await self._sender.close()
+
+    async def _go_on(self) -> None:
+        if self._disabled:
+            await self._relay.sleep(AGAIN_S)
+            await self._look_whether_enabled()
+            return
+        left_s = self._breaker.left_s(time.monotonic())
+        if left_s:
+            await self._relay.sleep(left_s)
+            return
+        one = await self._read(1 if self._breaker.tripped else ROUND)
+        if one.items:
+            await self._tell(one)
+            return
+        passed, self._place = one.place > self._place, one.place
+        if self._place - self._recorded > (PASSED_MAX if passed else 0):
+            await self._record([])
+        if not passed:
+            await self._rest()
+
+    async def _look_whether_enabled(self) -> None:
+        standing = await self._ask(lambda: _standing(self._relay.store, self._endpoint.name))
+        if standing is not None and standing.disabled_us is None:
+            self._disabled = False
+            log.info("webhook %s is enabled again", self._endpoint.name)
+
+    async def _rest(self) -> None:
+        """Until something was committed or is due."""
+        due_us = await self._ask(lambda: _next_due_us(self._relay.store, self._endpoint.name))
+        seconds = LOOK_S if due_us is None else min(LOOK_S, (due_us - now_us()) / SECOND_US)
+        await self._relay.changed(max(0.0, seconds))
+        self._relay.forget_end()
+
+    async def _ask(self, question: Callable[[], T]) -> T:
+        return await asyncio.to_thread(question)
+
+    # ---- read ------------------------------------------------------------------------------------
+
+    async def _read(self, count: int) -> Round:
+        end = await self._relay.end()
+        return await self._ask(lambda: self._read_round(count, end))
+
+    def _read_round(self, count: int, end: int) -> Round:
+        name = self._endpoint.name
+        with self._relay.store.reading() as connection:
+            # No more than half, so that what is tried again keeps nothing new waiting.
+            due = deliveries.due_of(connection, name, now_us(), max(1, count // 2))
+            found = events_behind(connection, self._place, end, max(0, count - len(due)))
+            place = found[-1].place if found else self._place
+            new = [one for one in found if self._endpoint.wants(one.type)]
+            new = deliveries.not_told(connection, name, new) if new else []
+            subjects = {one.subject for one in new} - {one.event.subject for one in due}
+            waiting = deliveries.subjects_waiting(connection, name, list(subjects))
+            items = [Item(one.event, one) for one in due] + [Item(one) for one in new]
+            bodies = bodies_of(connection, [one.event for one in items]) if items else {}
+        return Round(items, bodies, place, waiting)
+
+    # ---- send ------------------------------------------------------------------------------------
+
+    async def _tell(self, one: Round) -> None:
+        by_subject = groupby(
+            sorted(one.items, key=lambda item: item.event.subject),
+            key=lambda item: item.event.subject,
+        )
+        chains = [list(items) for _, items in by_subject]
+        ended = await asyncio.gather(*(self._tell_chain(chain, one) for chain in chains))
+        # In the order of the outbox, so that rows of one subject are, too.
+        all_ended = sorted(
+            (each for some in ended for each in some), key=lambda each: each.event.place
+        )
+        self._place = one.place
+        await self._record(all_ended)
+
+    async def _record(self, ended: Sequence[Ended]) -> None:
+        disabled = "it answered 410" if self._disabled else None
+        await self._relay.recorder.record(Told(self._endpoint.name, ended, self._place, disabled))
+        self._recorded = self._place
+
+    async def _tell_chain(self, chain: Sequence[Item], one: Round) -> list[Ended]:
+        """The events of one subject, until one is not delivered: the others wait behind it."""
+        ended: list[Ended] = []
+        free = chain[0].event.subject not in one.blocked
+        for item in chain:
+            if not free:
+                ended += self._waits_behind(item)
+                continue
+            body = one.bodies.get(item.event.id)
+            if body is None:
+                gone = _untried(item, "failed")
+                ended.append(replace(gone, error="its order is not kept any more"))
+                continue
+            last = await self._attempt(item, body)
+            ended.append(last)
+            free = last.state != "waiting"
+        return ended
+
+    @staticmethod
+    def _waits_behind(item: Item) -> Iterable[Ended]:
+        return [] if item.due else [Ended(item.event, "waiting")]
+
+    async def _attempt(self, item: Item, body: bytes) -> Ended:
+        async with self._at_once:
+            if self._disabled or self._breaker.left_s(time.monotonic()) or self._relay.stopping:
+                # Not sent, so it costs no attempt: as soon as it may.
+                return replace(_untried(item, "waiting"), next_us=now_us())
+            attempt = await self._sender.send(item.event.id, body)
+        self._note(attempt)
+        return judged(item, attempt)
+
+    def _note(self, attempt: Attempt) -> None:
+        self._relay.counted(attempt.verdict)
+        was = self._breaker.tripped
+        self._breaker.note(time.monotonic(), delivered=attempt.verdict == "delivered")
+        if attempt.verdict == "gone" and not self._disabled:
+            self._disabled = True
+            log.warning("webhook %s answered 410: it is disabled", self._endpoint.name)
+        elif self._breaker.tripped != was:
+            url = shown_url(self._endpoint.url)
+            if was:
+                log.warning("webhook %s: %s takes messages again", self._endpoint.name, url)
+            else:
+                text = "webhook %s: %s fails again and again (%s): one message now and then"
+                log.warning(text, self._endpoint.name, url, attempt.error)
+
+
+def judged(item: Item, attempt: Attempt) -> Ended:
+    """What an attempt means for its event."""
+    attempts = 1 + (item.due.attempts if item.due else 0)
+    now = now_us()
+    first = (item.due.first_us if item.due else None) or now
+    ended = replace(
+        _untried(item, "delivered"),
+        attempts=attempts,
+        first_us=first,
+        status=attempt.status,
+        error=attempt.error,
+    )
+    if attempt.verdict == "delivered":
+        return ended
+    after_s = 0.0 if attempt.verdict == "gone" else pause_s(attempts, attempt.after_s)
+    next_us = now + int(after_s * SECOND_US)
+    if next_us - first > GIVE_UP_S * SECOND_US:
+        return replace(ended, state="failed")
+    return replace(ended, state="waiting", next_us=next_us)
+
+
+def _untried(item: Item, state: deliveries.State) -> Ended:
+    """As it was before."""
+    if item.due is None:
+        return Ended(item.event, state)
+    return Ended(item.event, state, item.due.row, item.due.attempts, item.due.first_us)
+
+
+def _standing(store: Store, name: str) -> Standing | None:
+    with store.reading() as connection:
+        return deliveries.standings(connection).get(name)
+
+
+def _next_due_us(store: Store, name: str) -> int | None:
+    with store.reading() as connection:
+        return deliveries.next_due_us(connection, name)

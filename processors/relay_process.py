@@ -1,0 +1,73 @@
+"""The process that runs the relay: `rasher relay`, one under the supervisor.
+
+It yields to everybody else on the machine's cores: partners hear of an order a little later when
+the machine is busy, and orders are not slowed down by telling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from processors.child import Child, enter
+from processors.doubt import give_up
+from processors.relay import Relay
+from processors.stop import Stop
+from processors.store import Store, StoreBroken, StoreError
+
+log = logging.getLogger("rasher.relay")
+
+# Of 19. A process of niceness 0 that wants the same core has twenty times its share.
+NICENESS = 15
+CONNECTIONS_MAX = 4
+EXIT_CANNOT_START = 3
+
+
+def waited_for_turn(child: Child) -> bool:
+    """Whether it is this process's turn; False: it was asked to stop before."""
+    with Stop() as stop:
+        signal.signal(signal.SIGTERM, stop.request)
+        try:
+            return child.wait_turn(stop) is not None
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+async def serve(child: Child, store: Store) -> None:
+    """Until TERM. Raises StoreBroken, StoreError, alone or in a group."""
+    relay = Relay(store, child.ring, child.launch.settings.webhooks.endpoints)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, relay.stop)
+    child.watch_parent(loop)
+    await relay.run(child.ready)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m processors.relay_process --launch-fd N`: exit 0 when stopped by TERM."""
+    child = enter(argv)
+    os.nice(NICENESS)
+    if not waited_for_turn(child):
+        return 0
+    store = Store.open(child.launch.settings.database, connections_max=CONNECTIONS_MAX)
+    code = 0
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(child, store))
+    except* StoreBroken as broken:
+        give_up(child.ring, broken.exceptions[0])
+    except* StoreError as unfit:
+        log.error("can't start: %s", unfit.exceptions[0])
+        code = EXIT_CANNOT_START
+    finally:
+        store.close()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
