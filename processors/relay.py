@@ -113,7 +113,7 @@ class Relay:
         standings = await self._enlist()
         if standings is None:
             return
-        context = ssl.create_default_context()
+        context = _context(self._wanted)
         couriers = [
             Courier(self, one, standings[one.name], Sender(one, context, self.patience))
             for one in self._wanted
@@ -390,6 +390,13 @@ class Courier:
             else:
                 text = "webhook %s: %s fails again and again (%s): one message now and then"
                 log.warning(text, self._endpoint.name, url, attempt.error)
+
+
+def _context(wanted: Iterable[Endpoint]) -> ssl.SSLContext:
+    """Of all connections. Reading the authorities takes longer than all else of a start."""
+    if any(one.url.startswith("https:") for one in wanted):
+        return ssl.create_default_context()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def judged(item: Item, attempt: Attempt) -> Ended:

@@ -104,5 +104,5 @@ async def partner(behave: Behaviour = takes_all) -> AsyncIterator[Partner]:
 async def until(true: Callable[[], object], patience_s: float = 20.0) -> None:
     """Looks whenever the loop has turned."""
     async with asyncio.timeout(patience_s):
-        while not true():
+        while not true():  # noqa: ASYNC110 - what it looks at tells nobody
             await asyncio.sleep(0.002)
