@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
+from processors.events import Event
 from processors.instants import now_us
-from processors.outbox import Event
 from processors.tables import deliveries, endpoints, outbox
 from processors.webhooks import Endpoint
 
@@ -166,6 +166,62 @@ def subjects_waiting(
             )
         )
     )
+
+
+def told_up_to(connection: Connection, names: Sequence[str]) -> int | None:
+    """Up to where all of those endpoints were told, those that are disabled left out; None: there
+    are none."""
+    if not names:
+        return None
+    found: int | None = connection.execute(
+        sa.select(sa.func.min(endpoints.c.event)).where(
+            endpoints.c.name.in_(names), endpoints.c.disabled_us.is_(None)
+        )
+    ).scalar_one()
+    return found
+
+
+def subjects_waiting_for(
+    connection: Connection, names: Sequence[str], subjects: Sequence[bytes]
+) -> set[bytes]:
+    """Those of which something waits for one of the endpoints."""
+    if not subjects:
+        return set()
+    return set().union(*(subjects_waiting(connection, name, subjects) for name in names))
+
+
+def forget_deliveries(
+    connection: Connection, behind: int, before_us: int, count: int
+) -> int | None:
+    """Removes what has ended of the next so many rows -> the last one; None: those that follow are
+    younger."""
+    rows = connection.execute(
+        sa.select(deliveries.c.id, deliveries.c.state, deliveries.c.created_us)
+        .where(deliveries.c.id > behind)
+        .order_by(deliveries.c.id)
+        .limit(count)
+    ).all()
+    old = [row for row in rows if row.created_us < before_us]
+    ended = [row.id for row in old if row.state != "waiting"]
+    if ended:
+        connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(ended)))
+    return rows[-1].id if old and len(rows) == count else None
+
+
+def notified_us(connection: Connection, event_ids: Sequence[bytes]) -> dict[bytes, int]:
+    """When the last endpoint had each of these events; without those that still wait for one."""
+    if not event_ids:
+        return {}
+    rows = connection.execute(
+        sa.select(
+            deliveries.c.event_id,
+            sa.func.max(deliveries.c.ended_us).label("at_us"),
+            sa.func.sum(sa.case((sa.text("state = 'waiting'"), 1), else_=0)).label("waiting"),
+        )
+        .where(deliveries.c.event_id.in_(event_ids), sa.text("state <> 'failed'"))
+        .group_by(deliveries.c.event_id)
+    )
+    return {row.event_id: row.at_us for row in rows if not row.waiting}
 
 
 def record(connection: Connection, told: Sequence[Told]) -> None:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
-from processors.orders import OrderView, order_view
+from processors.orders import OrderView, order_view, with_notified
 from processors.paging import Int64, Page, bounded, decode_cursor, encode_cursor
 from processors.store import Store
 from processors.tables import orders, outbox
@@ -60,10 +60,11 @@ def list_orders(
         before = last + 1 if before is None else min(before, last + 1)
         begin = _begin(connection, before, first)
         rows = _rows(connection, wanted, begin, before, bounded(limit) + 1)
-    shown = rows[: bounded(limit)]
+        shown = rows[: bounded(limit)]
+        views = with_notified(connection, {row.id: order_view(row, []) for row in shown})
     place = shown[-1].event if len(rows) > len(shown) else begin if begin > first else None
     more = None if place is None else encode_cursor(("event", place))
-    return Page([order_view(row, []) for row in shown], more)
+    return Page(list(views.values()), more)
 
 
 def _begin(connection: Connection, before: int, first: int) -> int:

@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
+from processors.deliveries import notified_us
 from processors.quantity import format_quantity
 from processors.schema import format_instant, format_uuid
 from processors.statements import HotKeys
 from processors.store import Store
 from processors.tables import NAMESAKE_US, lots, movements, orders, skus
+from processors.webhooks import event_id
 
 # A repeat of an order whose commit is older than this is answered without a record of its own in
 # the journal: that commit is on disk, for a worker checkpoints what was committed every second.
@@ -52,6 +55,7 @@ class OrderView(Struct, frozen=True):
     body_hash: bytes | None
     cause: str | None
     owner: str | None
+    notified_us: int | None = None
 
     def to_json_dict(self) -> dict[str, Any]:
         """The order as clients see it."""
@@ -70,7 +74,7 @@ class OrderView(Struct, frozen=True):
                 "accepted": format_instant(self.accepted_us),
                 "taken": format_instant(self.taken_us),
                 "committed": format_instant(self.committed_us),
-                "notified": None,
+                "notified": self.notified_us and format_instant(self.notified_us),
             },
         }
 
@@ -95,6 +99,15 @@ def view_orders(connection: Connection, order_ids: Sequence[bytes]) -> dict[byte
         place = {sku: number for number, (sku, _) in enumerate(decode_lines(row.lines))}
         own = sorted(given.get(row.id, []), key=lambda one: place.get(one.sku, len(place)))
         views[row.id] = order_view(row, own)
+    return with_notified(connection, views)
+
+
+def with_notified(connection: Connection, views: dict[bytes, OrderView]) -> dict[bytes, OrderView]:
+    """With when the last endpoint was told of each outcome."""
+    events = {event_id(key, view.round): key for key, view in views.items()}
+    for event, at_us in notified_us(connection, list(events)).items():
+        key = events[event]
+        views[key] = replace(views[key], notified_us=at_us)
     return views
 
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 import sqlalchemy as sa
-from msgspec import Struct
 from sqlalchemy.engine import Connection
 
+from processors.events import Event
 from processors.orders import view_orders
 from processors.schema import format_instant
 from processors.store import Store, StoreBusy
@@ -22,18 +22,6 @@ from processors.webhooks import event_id
 
 # Workers that come meanwhile wait behind the one who asks, so he asks shortly, and again later.
 LOCK_S_MAX = 0.05
-
-
-class Event(Struct, frozen=True):
-    """`place`: in the outbox; `subject`: whose events are told in order; `number`: of the event
-    among those of its subject."""
-
-    place: int
-    id: bytes
-    subject: bytes
-    number: int
-    type: str
-    created_us: int
 
 
 def end_of(store: Store) -> int | None:

@@ -20,7 +20,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import TypeVar
 
 from msgspec import Struct
@@ -37,8 +37,9 @@ from processors.attempts import (
     pause_s,
 )
 from processors.deliveries import Due, Ended, Standing, Told
+from processors.events import Event
 from processors.instants import now_us
-from processors.outbox import Event, bodies_of, end_of, events_behind
+from processors.outbox import bodies_of, end_of, events_behind
 from processors.store import Store, StoreBusy, StoreUnavailable
 from processors.webhooks import Endpoint, shown_url
 from ringbuf import Ring, RingError
@@ -60,6 +61,7 @@ PASSED_MAX = 4096
 # Whether an endpoint was enabled meanwhile, and after the database was away.
 AGAIN_S = 5.0
 SECOND_US = 1_000_000
+NOT_SENT = f"not sent: the endpoint has failed for {GIVE_UP_S // 3600} h"
 
 T = TypeVar("T")
 
@@ -273,6 +275,8 @@ class Courier:
             await self._relay.sleep(AGAIN_S)
             await self._look_whether_enabled()
             return
+        if self._breaker.tripped and await self._give_up_old():
+            return
         left_s = self._breaker.left_s(time.monotonic())
         if left_s:
             await self._relay.sleep(left_s)
@@ -286,6 +290,18 @@ class Courier:
             await self._record([])
         if not passed:
             await self._rest()
+
+    async def _give_up_old(self) -> bool:
+        """What is behind the cursor while nothing is sent is not kept for ever."""
+        one = await self._read(ROUND)
+        oldest_us = now_us() - GIVE_UP_S * SECOND_US
+        new = [item.event for item in one.items if item.due is None]
+        old = list(takewhile(lambda event: event.created_us < oldest_us, new))
+        if not old:
+            return False
+        self._place = old[-1].place
+        await self._record([Ended(event, "failed", error=NOT_SENT) for event in old])
+        return True
 
     async def _look_whether_enabled(self) -> None:
         standing = await self._ask(lambda: _standing(self._relay.store, self._endpoint.name))

@@ -21,8 +21,10 @@ and each bounds the limit, by MARGIN_US for what clocks do:
 - A segment whose removal is not on disk may come back after a power loss. Therefore the directory
   is synced before it is looked at.
 
-A dead letter is never forgotten before somebody discarded it. After its time an id is unknown: the
-same order again is a new one. Its old movements, if they are not folded yet, are told apart by age.
+An event that an endpoint is still to be told of keeps its order, and what comes behind it; but not
+for one that is disabled. A dead letter is never forgotten before somebody discarded it. After its
+time an id is unknown: the same order again is a new one. Its old movements, if they are not folded
+yet, are told apart by age.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from msgspec import Struct
 from sqlalchemy.engine import Connection
 
 from processors.datadir import attach_rings
+from processors.deliveries import forget_deliveries, subjects_waiting_for, told_up_to
 from processors.instants import now_us
 from processors.journal import journal_dir
 from processors.known import forget_before
@@ -108,6 +111,8 @@ class Pass(Struct):
     foldable: list[int] = []
     looked: bool = False
     requests_gone: bool = False
+    delivery: int = 0
+    deliveries_gone: bool = False
     orders: int = 0
     movements: int = 0
 
@@ -115,16 +120,23 @@ class Pass(Struct):
 class Retention:
     """Of one database; one process at a time suffices, two do no harm.
 
-    `oldest_us()`: since when, in microseconds since 1970, journal and rings hold something; it may
-    raise OSError, SegmentError, RingError, then nothing goes now.
+    `told_to`: endpoints that must have had an event before it goes. `oldest_us()`: since when, in
+    microseconds since 1970, journal and rings hold something; it may raise OSError, SegmentError,
+    RingError, then nothing goes now.
     """
 
     def __init__(
-        self, store: Store, retain_days: int, oldest_us: Oldest, now: Now = now_us
+        self,
+        store: Store,
+        retain_days: int,
+        oldest_us: Oldest,
+        now: Now = now_us,
+        told_to: Sequence[str] = (),
     ) -> None:
         self._store = store
         self._retain_days = retain_days
         self._oldest_us = oldest_us
+        self._told_to = told_to
         self._now = now
         self._pass: Pass | None = None
         self._due = 0.0
@@ -195,6 +207,11 @@ class Retention:
             with self._writing(self.forgetting) as connection:
                 rows = self.forgetting.rows
                 one.requests_gone = forget_requests(connection, one.limit_us, rows) < rows
+        elif not one.deliveries_gone:
+            with self._writing(self.forgetting) as connection:
+                rows = self.forgetting.rows
+                last = forget_deliveries(connection, one.delivery, one.limit_us, rows)
+            one.delivery, one.deliveries_gone = last or one.delivery, last is None
         else:
             self._end(one)
             return False
@@ -228,15 +245,18 @@ class Retention:
         """Looks at some events, the oldest first; they are in the order of commits."""
         rows = self.forgetting.rows
         with self._store.reading() as connection:
+            told = told_up_to(connection, self._told_to)
             events = connection.execute(
                 sa.select(outbox.c.id, outbox.c.order_id, outbox.c.round, outbox.c.created_us)
-                .where(outbox.c.id > one.event)
+                .where(outbox.c.id > one.event, *([] if told is None else [outbox.c.id <= told]))
                 .order_by(outbox.c.id)
                 .limit(rows)
             ).all()
             old = list(takewhile(lambda event: event.created_us < one.limit_us, events))
             first = {event.order_id: event.id for event in old if not event.round}
             ids = self._can_go(connection, list(first), one.limit_us) if first else []
+            untold = subjects_waiting_for(connection, self._told_to, ids)
+            ids = [order_id for order_id in ids if order_id not in untold]
         if ids:
             self._forget(one, ids, [first[order_id] for order_id in ids])
         one.event = old[-1].id if old else one.event
@@ -386,7 +406,8 @@ def make_retention(settings: Settings, store: Store) -> Retention | None:
     """None: orders are kept for ever."""
     if not settings.retain_days:
         return None
-    return Retention(store, settings.retain_days, lambda: oldest_us(settings))
+    told_to = [one.name for one in settings.webhooks.endpoints if not one.disabled]
+    return Retention(store, settings.retain_days, lambda: oldest_us(settings), told_to=told_to)
 
 
 def oldest_us(settings: Settings) -> int:
