@@ -141,11 +141,11 @@ class Rasher:
         return found
 
     def child(self, role: str, index: int = 0) -> psutil.Process:
-        return self.children(role)[f"rasher {role} {index}"]
+        return self.children(role)[f"rasher {role if role == 'relay' else f'{role} {index}'}"]
 
     def replaced(self, old: psutil.Process, role: str, index: int = 0) -> psutil.Process:
         """Waits for the process that has the old one's title."""
-        title = f"rasher {role} {index}"
+        title = f"rasher {role if role == 'relay' else f'{role} {index}'}"
         self.until(lambda: self.children().get(title, old) != old, f"another {title}")
         return self.child(role, index)
 
