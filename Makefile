@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS := ring accept bulk waiting latency worker end_to_end overload idle
 
-.PHONY: install install-bench run test check prove bench lock clean
+.PHONY: install install-bench run demo test check prove bench lock clean
 
 install: .venv/installed
 
@@ -18,6 +18,10 @@ install: .venv/installed
 
 run: install
 	$(BIN)/python supervisor.py
+
+# A flash sale to watch, on a service of its own. ARGS="--plot demo.png" (after make install-bench).
+demo: install
+	$(BIN)/python supervisor.py demo $(ARGS)
 
 # Two at a time, then one by one those that judge time. Plain pytest -m "not prove" runs them all.
 test: install

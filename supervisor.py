@@ -401,6 +401,7 @@ VERBS = {
     "dead-letters": ("ingest.dead_letter_verb", "list, show, replay, discard orders that died"),
     "keys": ("processors.keys_verb", "add, list, revoke: the file of API keys (--keys)"),
     "load": ("ingest.load", "posts orders at a steady rate; --rate --duration --connections"),
+    "demo": ("ingest.demo", "a flash sale to watch; --seconds --customers --lots --plot FILE"),
     "version": ("", "prints the version"),
 }
 
