@@ -37,6 +37,7 @@ from ingest.counters import figures
 from ingest.demo_partners import Partner, all_listening, partners
 from ingest.demo_shop import ANSWER_S_MAX, Customers, Shop, ShopClosed, open_shop
 from ingest.demo_view import Sample, View, draw, view
+from ingest.load import IDLE_S_MAX
 from processors import audit
 from processors.datadir import attach_rings
 from processors.lots import enter_file
@@ -234,6 +235,7 @@ async def _hold_sale(options: Options, settings: Settings, ledger: IO[str]) -> S
     invited = partners()
     config = Path(settings.data_dir).parent / "rasher.toml"
     timeout = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
+    connector = aiohttp.TCPConnector(limit=options.customers, keepalive_timeout=IDLE_S_MAX)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(all_listening(invited))
         config.write_text("".join(one.as_toml() for one in invited), encoding="utf-8")
@@ -243,9 +245,7 @@ async def _hold_sale(options: Options, settings: Settings, ledger: IO[str]) -> S
         store = Store.open(settings.database, connections_max=2)
         stack.callback(store.close)
         session = await stack.enter_async_context(
-            aiohttp.ClientSession(
-                timeout=timeout, connector=aiohttp.TCPConnector(limit=options.customers)
-            )
+            aiohttp.ClientSession(timeout=timeout, connector=connector)
         )
         stage = stack.enter_context(view([one.name for one in invited]))
         stage.say(
@@ -258,22 +258,29 @@ async def _hold_sale(options: Options, settings: Settings, ledger: IO[str]) -> S
             stage=stage,
         )  # fmt: skip
         await sale.run()
-        stage.say(summary(sale))
+        for line in summary(sale):
+            stage.say(line)
     return sale
 
 
-def summary(sale: Sale) -> str:
-    """What customers had of it."""
+def summary(sale: Sale) -> list[str]:
+    """What customers and partners had of it."""
     statuses, last = sale.customers.statuses, sale.samples[-1]
     refused = "".join(
         f", {n:,} x {one or 'no answer'}" for one, n in statuses.items() if one != 202
     )
-    forged = sum(one.forged for one in sale.invited)
-    return (
-        f"{statuses.get(202, 0):,} orders answered 202{refused}; the longest wait for an answer "
-        f"{sale.customers.longest_s:.1f} s; {last.stock_of - last.stock:,} of {last.stock_of:,} kg "
-        f"sold" + (f"; {forged} webhooks with a wrong signature" if forged else "")
-    )
+    lines = [
+        f"{statuses.get(202, 0):,} orders answered 202{refused}",
+        f"the longest wait for an answer {sale.customers.longest_s:.1f} s",
+        f"{last.stock_of - last.stock:,} of {last.stock_of:,} kg sold, "
+        f"{last.sold_out} of {last.skus} skus sold out",
+    ]
+    lines += [
+        f"{one.name} partner: {one.delivered:,} of {last.wanted:,} events delivered"
+        + (f", {one.forged:,} with a wrong signature" if one.forged else "")
+        for one in sale.invited
+    ]
+    return lines
 
 
 def sku_names() -> list[str]:

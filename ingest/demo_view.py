@@ -114,8 +114,8 @@ def gauges(sample: Sample) -> RenderableType:
     ]
     table.add_row(
         f"{sample.at_s:.0f} s",
-        f"in {sample.accepted_per_s:,.0f}/s, done {sample.done_per_s:,.0f}/s",
         f"answered in p50 {sample.p50_ms:,.0f} ms, p99 {sample.p99_ms:,.0f} ms",
+        f"in {sample.accepted_per_s:,.0f}/s, done {sample.done_per_s:,.0f}/s",
     )
     for name, value, most, text in rows:
         table.add_row(name, ProgressBar(most, value, width=BAR_WIDTH), text)
