@@ -23,7 +23,7 @@ from processors.store import Store, StoreBroken, StoreError
 
 log = logging.getLogger("rasher.relay")
 
-# Of 19. A process of niceness 0 that wants the same core has twenty times its share.
+# Of 19. A process of niceness 0 that wants the same core has 28 times its share.
 NICENESS = 15
 CONNECTIONS_MAX = 4
 EXIT_CANNOT_START = 3
