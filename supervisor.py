@@ -400,6 +400,7 @@ VERBS = {
     "lots": ("processors.lots", "add --file FILE: enters lots, one JSON object a line"),
     "dead-letters": ("ingest.dead_letter_verb", "list, show, replay, discard orders that died"),
     "keys": ("processors.keys_verb", "add, list, revoke: the file of API keys (--keys)"),
+    "webhooks": ("processors.webhooks_verb", "list, show, resend, enable, test: who is told"),
     "load": ("ingest.load", "posts orders at a steady rate; --rate --duration --connections"),
     "demo": ("ingest.demo", "a flash sale to watch; --seconds --customers --lots --plot FILE"),
     "version": ("", "prints the version"),

@@ -13,10 +13,19 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from ingest import pages
 from ingest.accept import Acceptor
 from ingest.cancel import DeleteOrder
-from ingest.catalogue import on_bulk, on_dead, on_events, on_orders, on_service, on_stock
+from ingest.catalogue import (
+    on_bulk,
+    on_dead,
+    on_deliveries,
+    on_events,
+    on_orders,
+    on_service,
+    on_stock,
+)
 from ingest.claims import Claims
 from ingest.database import Database
 from ingest.dead_letters import DeadLetters
+from ingest.deliveries import Deliveries
 from ingest.endpoints import Entry, Methods, answering, http_problem, server_problem
 from ingest.events import Events
 from ingest.exchange import Application
@@ -87,6 +96,7 @@ def make_routes(
             *order_routes(settings, ring, acceptor, database, outcomes),
             *stock_routes(Stock(database, body_bytes_max)),
             *dead_letter_routes(DeadLetters(acceptor, database)),
+            *delivery_routes(Deliveries(ring, database)),
             _route("/events", GET=(on_events.GET_EVENTS, Events(ring, database, acceptor.ending))),
             _route("/metrics", GET=(on_service.GET_METRICS, answering(Metrics(ring, database)))),
             _route("/livez", GET=(on_service.GET_LIVEZ, answering(livez))),
@@ -144,6 +154,17 @@ def stock_routes(stock: Stock) -> list[Route]:
         _route("/lots/{lot_id}/orders", GET=(on_stock.GET_HOLDERS, answering(stock.get_holders))),
         _route("/inventory", GET=(on_stock.GET_INVENTORY, answering(stock.get_inventory))),
         _route("/inventory/{sku}", GET=(on_stock.GET_SKU, answering(stock.get_sku))),
+    ]
+
+
+def delivery_routes(deliveries: Deliveries) -> list[Route]:
+    """The calls about deliveries of webhooks."""
+    return [
+        _route("/deliveries", GET=(on_deliveries.GET_DELIVERIES, answering(deliveries.get_all))),
+        _route(
+            "/deliveries/{delivery_id}/resend",
+            POST=(on_deliveries.POST_RESEND, answering(deliveries.post_resend)),
+        ),
     ]
 
 

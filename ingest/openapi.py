@@ -56,6 +56,7 @@ PATH_PARAMETERS = {
     "order_id": Parameter("order_id", shapes.OrderId, "of an order", "path"),
     "lot_id": Parameter("lot_id", shapes.Code, "of a lot", "path"),
     "sku": Parameter("sku", shapes.Code, "a sku", "path"),
+    "delivery_id": Parameter("delivery_id", shapes.DeliveryId, "of a delivery", "path"),
     "name": Parameter("name", Literal[FILES], "of a file", "path"),
 }
 RETRY_AFTER = Parameter("Retry-After", Annotated[int, Meta(ge=1)], "seconds")

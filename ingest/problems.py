@@ -142,6 +142,16 @@ NO_SUCH_DEAD_LETTER = ProblemType(
     "There is no order of this id among those that ended badly.",
     "Look through `GET /dead-letters`.",
 )  # fmt: skip
+NO_SUCH_DELIVERY = ProblemType(
+    "no-such-delivery", 404, "No such delivery",
+    "Nothing of this number was ever tried, or it is forgotten with its order (`--retain-days`).",
+    "Look through `GET /deliveries`.",
+)  # fmt: skip
+ENDPOINT_GONE = ProblemType(
+    "endpoint-gone", 409, "The endpoint is gone from the settings",
+    "What was to be told to it has nowhere to go.",
+    "Put the endpoint back into the settings under the same name, HUP, and send it again.",
+)  # fmt: skip
 LOT_EXISTS = ProblemType(
     "lot-exists", 409, "The lot is there, with another body",
     "A lot of this id was entered before and differs. Nothing was changed.",

@@ -85,6 +85,8 @@ Metadata = Annotated[
 Count = Annotated[int, Meta(ge=0)]
 Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
 Cursor = Annotated[str, Meta(max_length=CURSOR_CHARACTERS_MAX)]
+DeliveryId = Annotated[str, Meta(pattern="^[1-9][0-9]{0,17}$", examples=["17"])]
+DeliveryState: TypeAlias = Literal["waiting", "delivered", "failed"]
 Status: TypeAlias = Literal["queued", "processing", "allocated", "rejected", "dead", "cancelled"]
 
 
@@ -231,6 +233,30 @@ class DeadLetterOut(Struct):
     accepted_at: InstantOut
     died_at: InstantOut
     replayable: bool
+
+
+class DeliveryOut(Struct):
+    """An event and an endpoint that is told of it."""
+
+    delivery_id: DeliveryId
+    endpoint: str
+    event_id: OrderId
+    type: str
+    order_id: OrderId
+    state: DeliveryState
+    attempts: Count
+    created_at: InstantOut
+    next_attempt_at: InstantOut | None
+    ended_at: InstantOut | None
+    status: int | None
+    error: str | None
+
+
+class Deliveries(Struct):
+    """A page of deliveries."""
+
+    items: list[DeliveryOut]
+    next_cursor: Cursor | None
 
 
 class Lots(Struct):

@@ -14,7 +14,15 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
 from ingest.app import described, make_routes
-from ingest.catalogue import on_bulk, on_dead, on_events, on_orders, on_service, on_stock
+from ingest.catalogue import (
+    on_bulk,
+    on_dead,
+    on_deliveries,
+    on_events,
+    on_orders,
+    on_service,
+    on_stock,
+)
 from ingest.endpoints import Methods
 from ingest.keys import is_open
 from ingest.operation import Operation
@@ -26,6 +34,8 @@ if TYPE_CHECKING:
     from tests.ingest.conftest import Service
 
 pytestmark = pytest.mark.anyio
+
+CATALOGUE = (on_bulk, on_events, on_orders, on_stock, on_dead, on_deliveries, on_service)
 
 # Of the moment, not of the request: compared by its kind alone.
 OF_THE_MOMENT = {"accepted", "taken", "committed", "accepted_at", "died_at"}
@@ -82,7 +92,7 @@ async def test_every_route_is_in_the_document_and_nothing_else(service: Service)
 async def test_every_described_call_has_a_route(service: Service) -> None:
     described = {
         one.name
-        for module in (on_bulk, on_events, on_orders, on_stock, on_dead, on_service)
+        for module in CATALOGUE
         for one in vars(module).values()
         if isinstance(one, Operation)
     }
@@ -144,6 +154,7 @@ STORY = [
     "getHolders belly", "deleteOrder belly",
     "postAdjustment spoiled", "postAdjustment too-much", "postRecall belly", "postBulk two-lines",
     "getDeadLetters none", "getDeadLetter alive", "deleteDeadLetter alive", "postReplay alive",
+    "getDeliveries none", "postResend unknown",
     "getLivez alive", "getReadyz ready",
 ]  # fmt: skip
 

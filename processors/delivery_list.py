@@ -1,0 +1,161 @@
+"""Deliveries as operators see them: looked through, and sent once more."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from msgspec import Struct
+from sqlalchemy.engine import Connection
+
+from processors.instants import now_us
+from processors.paging import Int64, Page, bounded, decode_cursor, encode_cursor
+from processors.schema import format_instant, format_uuid
+from processors.store import Store
+from processors.tables import deliveries, endpoints
+from processors.webhooks import shown_id, shown_url
+
+STATES = ("waiting", "delivered", "failed")
+# A page looks through so many rows, so it may be short and still lead on.
+SCAN_MAX = 5000
+
+
+class Delivery(Struct, frozen=True):
+    """What became of telling an endpoint of an event; instants are RFC 3339 UTC."""
+
+    delivery_id: str
+    endpoint: str
+    event_id: str
+    type: str
+    order_id: str
+    state: str
+    attempts: int
+    created_at: str
+    next_attempt_at: str | None
+    ended_at: str | None
+    status: int | None
+    error: str | None
+
+
+Resent = tuple[Literal["waiting", "unknown", "removed"], Delivery | None]
+
+
+class EndpointView(Struct, frozen=True):
+    """An endpoint and how it stands; the url without what may be secret."""
+
+    name: str
+    url: str
+    told_up_to: int
+    waiting: int
+    failed: int
+    disabled_at: str | None
+    why: str | None
+
+
+def list_deliveries(
+    store: Store,
+    *,
+    state: str | None = None,
+    endpoint: str | None = None,
+    limit: int,
+    cursor: str | None = None,
+) -> Page[Delivery]:
+    """The newest first, at most min(limit, paging.LIMIT_MAX). Raises CursorError,
+    StoreUnavailable."""
+    columns = deliveries.c
+    with store.reading() as connection:
+        last = connection.scalar(sa.select(sa.func.max(columns.id))) or 0
+        before = last + 1
+        if cursor is not None:
+            before = min(before, decode_cursor(cursor, tuple[Int64])[0])
+        begin = max(1, before - SCAN_MAX)
+        query = sa.select(deliveries).where(columns.id >= begin, columns.id < before)
+        if state is not None:
+            query = query.where(columns.state == state)
+        if endpoint is not None:
+            query = query.where(columns.endpoint == endpoint)
+        rows = connection.execute(query.order_by(columns.id.desc()).limit(bounded(limit) + 1)).all()
+    shown = rows[: bounded(limit)]
+    place = shown[-1].id if len(rows) > len(shown) else begin if begin > 1 else None
+    more = None if place is None else encode_cursor((place,))
+    return Page([_view(row) for row in shown], more)
+
+
+def resend(connection: Connection, delivery_id: int) -> Resent:
+    """It is to be tried now, and for its whole time again; unless its endpoint is gone from the
+    settings. The delivery as it is then."""
+    row = _find(connection, delivery_id)
+    if row is None:
+        return "unknown", None
+    there = connection.scalar(sa.select(endpoints.c.name).where(endpoints.c.name == row.endpoint))
+    if there is None:
+        return "removed", _view(row)
+    # One that waits behind another of its order goes on doing so.
+    if row.state != "waiting" or row.next_us is not None:
+        again = {"state": "waiting", "next_us": now_us(), "first_us": None, "ended_us": None}
+        connection.execute(
+            sa.update(deliveries).where(deliveries.c.id == delivery_id).values(again)
+        )
+        row = _find(connection, delivery_id)
+    assert row is not None
+    return "waiting", _view(row)
+
+
+def list_endpoints(store: Store) -> list[EndpointView]:
+    """All that were told of anything since they are in the settings. Raises StoreUnavailable."""
+    columns = deliveries.c
+    counts = (
+        sa.select(columns.endpoint, columns.state, sa.func.count().label("number"))
+        .where(columns.state != "delivered")
+        .group_by(columns.endpoint, columns.state)
+    )
+    with store.reading() as connection:
+        found = {(row.endpoint, row.state): row.number for row in connection.execute(counts)}
+        rows = connection.execute(sa.select(endpoints).order_by(endpoints.c.name)).all()
+    return [
+        EndpointView(
+            row.name,
+            shown_url(row.url),
+            row.event,
+            found.get((row.name, "waiting"), 0),
+            found.get((row.name, "failed"), 0),
+            _instant(row.disabled_us),
+            row.why,
+        )
+        for row in rows
+    ]
+
+
+def enable(connection: Connection, name: str) -> bool:
+    """Whether there is such an endpoint; it is told again."""
+    found = connection.execute(
+        sa.update(endpoints).where(endpoints.c.name == name).values(disabled_us=None, why=None)
+    )
+    return bool(found.rowcount)
+
+
+def _find(connection: Connection, delivery_id: int) -> Any:
+    return connection.execute(
+        sa.select(deliveries).where(deliveries.c.id == delivery_id)
+    ).one_or_none()
+
+
+def _view(row: Any) -> Delivery:
+    return Delivery(
+        str(row.id),
+        row.endpoint,
+        shown_id(row.event_id),
+        row.type,
+        format_uuid(row.subject),
+        row.state,
+        row.attempts,
+        format_instant(row.created_us),
+        _instant(row.next_us),
+        _instant(row.ended_us),
+        row.status,
+        row.error,
+    )
+
+
+def _instant(at_us: int | None) -> str | None:
+    return None if at_us is None else format_instant(at_us)
