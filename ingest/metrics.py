@@ -23,6 +23,7 @@ from ingest.answers import Answer, Refused
 from ingest.database import Database
 from ingest.exchange import Receive, Scope
 from processors.dead_letters import count_dead_letters
+from processors.delivery_list import backlog
 from processors.tally import (
     BUCKETS,
     CAUSES,
@@ -66,8 +67,13 @@ class Metrics:
         with suppress(Refused, TimeoutError):
             async with asyncio.timeout(DATABASE_S_MAX):
                 count = await self._database.ask(count_dead_letters)
-            gauge = Gauge("rasher_dead_letters", "Orders that died.", registry=registry)
-            gauge.set(count)
+                untold = await self._database.ask(backlog)
+            for name, text, value in (
+                ("rasher_dead_letters", "Orders that died.", count),
+                ("rasher_outbox_pending", "Events still to be told to endpoints.", untold.events),
+                ("rasher_outbox_oldest_seconds", "Age of the oldest of them.", untold.oldest_s),
+            ):
+                Gauge(name, text, registry=registry).set(value)
         return registry
 
 

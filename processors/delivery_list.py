@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from msgspec import Struct
@@ -12,7 +12,7 @@ from processors.instants import now_us
 from processors.paging import Int64, Page, bounded, decode_cursor, encode_cursor
 from processors.schema import format_instant, format_uuid
 from processors.store import Store
-from processors.tables import deliveries, endpoints
+from processors.tables import deliveries, endpoints, outbox
 from processors.webhooks import shown_id, shown_url
 
 STATES = ("waiting", "delivered", "failed")
@@ -124,6 +124,39 @@ def list_endpoints(store: Store) -> list[EndpointView]:
         )
         for row in rows
     ]
+
+
+class Backlog(NamedTuple):
+    """What is still to be told: `events` to endpoints that are not disabled, those that they do not
+    want included as long as nobody has looked at them; the age of the oldest."""
+
+    events: int
+    oldest_s: float
+
+
+def backlog(store: Store) -> Backlog:
+    """Raises StoreUnavailable."""
+    columns = deliveries.c
+    enabled = sa.select(endpoints).where(endpoints.c.disabled_us.is_(None))
+    with store.reading() as connection:
+        rows = connection.execute(enabled).all()
+        if not rows:
+            return Backlog(0, 0.0)
+        last = connection.scalar(sa.select(sa.func.max(outbox.c.id))) or 0
+        waiting, oldest = connection.execute(
+            sa.select(sa.func.count(), sa.func.min(columns.created_us)).where(
+                sa.text("state = 'waiting'"), columns.endpoint.in_([row.name for row in rows])
+            )
+        ).one()
+        behind = connection.scalar(
+            sa.select(outbox.c.created_us)
+            .where(outbox.c.id > min(row.event for row in rows))
+            .order_by(outbox.c.id)
+            .limit(1)
+        )
+    since = min((at_us for at_us in (oldest, behind) if at_us is not None), default=None)
+    events = waiting + sum(max(0, last - row.event) for row in rows)
+    return Backlog(events, 0.0 if since is None else max(0.0, (now_us() - since) / 1e6))
 
 
 def enable(connection: Connection, name: str) -> bool:

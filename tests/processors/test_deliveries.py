@@ -6,6 +6,7 @@ import pytest
 
 from processors import deliveries
 from processors.deliveries import Ended, Told
+from processors.delivery_list import backlog
 from processors.events import Event
 from processors.outbox import events_behind
 from processors.retention import Retention
@@ -103,6 +104,21 @@ def test_an_order_shows_when_the_last_endpoint_was_told(told: House) -> None:
         (due,) = deliveries.due_of(connection, "bank", 1, 1)
     record(told, BANK, [Ended(first, "delivered", due.row, 2)])
     assert (told.view(b"A" * 16).notified_us or 0) >= at_us
+
+
+def test_the_backlog_is_what_enabled_endpoints_are_still_to_be_told(told: House) -> None:
+    first, *others = events(told)
+    assert backlog(told.store).events == 2 * (1 + len(others))
+    assert backlog(told.store).oldest_s > 0
+    waits = [Ended(first, "waiting", attempts=1, next_us=1)]
+    record(told, SHOP, waits, others[-1].place)
+    assert backlog(told.store).events == 1 + 1 + len(others)
+    told.store.commit(deliveries.record, [Told("bank", [], None, "it answered 410")])
+    assert backlog(told.store).events == 1
+    with told.store.reading() as connection:
+        (due,) = deliveries.due_of(connection, "shop", 1, 1)
+    record(told, SHOP, [Ended(first, "delivered", due.row, 2)])
+    assert backlog(told.store) == (0, 0.0)
 
 
 def test_a_changed_url_enables_and_a_new_endpoint_begins_at_the_end(told: House) -> None:
