@@ -267,6 +267,8 @@ class Courier:
                 except StoreUnavailable as error:
                     log.debug("%s: %s", self._endpoint.name, error)
                     await self._relay.sleep(AGAIN_S)
+            if self._place > self._recorded:
+                await self._record([])
         finally:
             await self._sender.close()
 
