@@ -1,12 +1,13 @@
 """The FEFO processor: `fefo` on the tables, with few statements for a batch.
 
 Per batch: one select that locks the skus, one per sku for its next lots, and one write each for
-movements, balances and sku sequences.
+movements, balances and the skus' rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -14,8 +15,9 @@ from sqlalchemy.engine import Connection
 from processors.fefo import Portion, ReadLots, Shelf, StockedLot, allocate
 from processors.instants import now_us
 from processors.pipeline import Outcome, Work
+from processors.posting import STOCK_LOW, ran_low
 from processors.statements import Hot, HotKeys, Row
-from processors.tables import IN_STOCK, lots, movements, skus
+from processors.tables import IN_STOCK, lots, movements, skus, stock_events
 
 # Lots read at once: few at first (most orders are served from one), then more and more.
 LOTS_FIRST = 4
@@ -32,13 +34,23 @@ BEHIND_LAST = sa.tuple_(lots.c.expires_us, lots.c.received_us, lots.c.lot_id) > 
 )
 
 
+class Locked(NamedTuple):
+    """A sku's row, as far as orders change it."""
+
+    number: int
+    sku: str
+    seq: int
+    available: int
+    low_below: int
+
+
 class Postings:
     """The rows that a batch writes: each portion a movement with the next number of its sku."""
 
-    def __init__(self, locked: list[Row], moment_us: int) -> None:
-        self._ids = {sku: number for number, sku, _ in locked}
-        self._seqs = {sku: seq for _, sku, seq in locked}
-        self._touched: set[str] = set()
+    def __init__(self, locked: list[Locked], moment_us: int) -> None:
+        self._locked = {one.sku: one for one in locked}
+        self._seqs = {one.sku: one.seq for one in locked}
+        self._given: dict[str, int] = {}
         self._taken: dict[int, int] = {}
         self._moment_us = moment_us
         self.movement_rows: list[Row] = []
@@ -48,18 +60,31 @@ class Postings:
         for sku, lot, part in portions:
             self._seqs[sku] = seq = self._seqs[sku] + 1
             self.movement_rows.append(
-                (self._ids[sku], seq, lot, -part, "allocate", order_id, self._moment_us)
+                (self._locked[sku].number, seq, lot, -part, "allocate", order_id, self._moment_us)
             )
             self._taken[lot] = self._taken.get(lot, 0) + part
-            self._touched.add(sku)
+            self._given[sku] = self._given.get(sku, 0) + part
 
-    def sequence_rows(self) -> list[Row]:
-        """(last sequence, sku's row)"""
-        return [(self._seqs[sku], self._ids[sku]) for sku in self._touched]
+    def sku_rows(self) -> list[Row]:
+        """(last sequence, what is available now, sku's row)"""
+        return [
+            (self._seqs[sku], self._locked[sku].available - given, self._locked[sku].number)
+            for sku, given in self._given.items()
+        ]
 
     def lot_rows(self) -> list[Row]:
         """(thousandths taken, lot's row)"""
         return [(part, lot) for lot, part in self._taken.items()]
+
+    def low_rows(self) -> list[Row]:
+        """An event of each sku that ran low."""
+        rows: list[Row] = []
+        for sku, given in self._given.items():
+            number, _, _, was, below = self._locked[sku]
+            if ran_low(was, was - given, below):
+                seq = self._seqs[sku]
+                rows.append((number, seq, STOCK_LOW, was - given, below, self._moment_us))
+        return rows
 
 
 class Allocator:
@@ -68,17 +93,23 @@ class Allocator:
     def __init__(self) -> None:
         # Locked in the order of their ids, so that two workers can't wait for each other.
         self._lock_skus = HotKeys(
-            sa.select(skus.c.id, skus.c.sku, skus.c.seq).order_by(skus.c.id).with_for_update(),
+            sa.select(skus.c.id, skus.c.sku, skus.c.seq, skus.c.available, skus.c.low_below)
+            .order_by(skus.c.id)
+            .with_for_update(),
             skus.c.sku,
         )
         # One bound each: with both, SQLite would begin every page at the moment again.
         self._first_lots = Hot(_lots(NOT_EXPIRED), "sku_id", "moment", "count")
         self._next_lots = Hot(_lots(BEHIND_LAST), "sku_id", "expires", "received", "lot", "count")
-        self._set_seq = Hot(
+        self._set_sku = Hot(
             sa.update(skus)
             .where(skus.c.id == sa.bindparam("number"))
-            .values(seq=sa.bindparam("last", type_=skus.c.seq.type)),
+            .values(
+                seq=sa.bindparam("last", type_=skus.c.seq.type),
+                available=sa.bindparam("left", type_=skus.c.available.type),
+            ),
             "last",
+            "left",
             "number",
         )
         self._take_from_lot = Hot(
@@ -91,17 +122,21 @@ class Allocator:
         self._insert_movements = Hot(
             sa.insert(movements), "sku_id", "seq", "lot", "delta", "kind", "order_id", "at_us"
         )
+        self._insert_low = Hot(
+            sa.insert(stock_events), "sku_id", "seq", "type", "quantity", "below", "created_us"
+        )
 
     def __call__(
         self, transaction: Connection, orders: Sequence[Work], moment_us: int
     ) -> list[Outcome]:
         names = list({line.sku: None for work in orders for line in work.order.lines})
-        locked = self._lock_skus.all(transaction, names)
+        locked = [Locked._make(row) for row in self._lock_skus.all(transaction, names)]
         if transaction.dialect.name != "sqlite":
             # The locks may have been waited for: nobody may have used a later moment before.
             moment_us = max(moment_us, now_us())
         shelves = {
-            sku: Shelf(self._reader(transaction, number, moment_us)) for number, sku, _ in locked
+            one.sku: Shelf(self._reader(transaction, one.number, moment_us), one.available)
+            for one in locked
         }
         verdicts = allocate(shelves, (work.order for work in orders))
         postings = Postings(locked, moment_us)
@@ -114,9 +149,10 @@ class Allocator:
         ]
 
     def _write(self, transaction: Connection, postings: Postings) -> None:
-        self._set_seq.many(transaction, postings.sequence_rows())
+        self._set_sku.many(transaction, postings.sku_rows())
         self._take_from_lot.many(transaction, postings.lot_rows())
         self._insert_movements.many(transaction, postings.movement_rows)
+        self._insert_low.many(transaction, postings.low_rows())
 
     def _reader(self, transaction: Connection, sku_id: int, moment_us: int) -> ReadLots:
         count = LOTS_FIRST

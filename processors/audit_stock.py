@@ -1,6 +1,6 @@
 """Audits stock: replays the movements of each sku against its lots.
 
-Streams skus, lots and movements side by side, each once and in the order of an index. Memory grows
+Streams skus, lots, movements and events of stock side by side, each once, sku by sku. Memory grows
 with the lots of one sku, not with movements or skus.
 """
 
@@ -15,9 +15,11 @@ from msgspec import Struct
 from sqlalchemy.engine import Connection
 
 from processors.audit_report import Groups, Report
+from processors.audit_stock_events import EventReplay
+from processors.known import forgotten_before
 from processors.quantity import format_quantity
 from processors.schema import format_instant
-from processors.tables import lots, movements, skus
+from processors.tables import lots, movements, skus, stock_events
 
 ROWS_AT_ONCE = 1000
 
@@ -33,6 +35,9 @@ class LotReplay(Struct):
     balance: int = 0
     entered: bool = False
     recalled: bool = False
+    expired: bool = False
+    received_seq: int | None = None
+    expired_seq: int | None = None
 
     @property
     def name(self) -> str:
@@ -46,7 +51,8 @@ def stream(connection: Connection, query: sa.Select[Any]) -> Iterator[Any]:
 
 
 def audit_stock(connection: Connection, report: Report) -> None:
-    """Rules balance, sequence and fefo."""
+    """Rules balance, sequence, sums, fefo and stock-events."""
+    forgotten_us = forgotten_before(connection)
     all_lots = Groups(
         stream(
             connection,
@@ -61,6 +67,8 @@ def audit_stock(connection: Connection, report: Report) -> None:
                 lots.c.opening,
                 lots.c.recalled_us,
                 lots.c.recalled_seq,
+                lots.c.received_seq,
+                lots.c.expired_seq,
             ).order_by(lots.c.sku_id, lots.c.expires_us, lots.c.received_us, lots.c.lot_id),
         ),
         lambda row: report.violate("balance", f"lot {row.lot_id} belongs to no sku"),
@@ -79,32 +87,50 @@ def audit_stock(connection: Connection, report: Report) -> None:
         ),
         lambda row: report.violate("sequence", f"movement {row.seq} belongs to no sku"),
     )
-    columns = (skus.c.id, skus.c.sku, skus.c.seq, skus.c.folded)
-    for sku_id, sku, seq, folded in stream(connection, sa.select(*columns).order_by(skus.c.id)):
+    all_events = Groups(
+        stream(
+            connection,
+            sa.select(
+                stock_events.c.sku_id,
+                stock_events.c.seq,
+                stock_events.c.type,
+                stock_events.c.lot,
+                stock_events.c.quantity,
+                stock_events.c.below,
+            ).order_by(stock_events.c.sku_id, stock_events.c.seq, stock_events.c.id),
+        ),
+        lambda row: report.violate("stock-events", f"event {row.type} belongs to no sku"),
+    )
+    for sku in stream(connection, sa.select(skus).order_by(skus.c.id)):
         report.counts["skus"] += 1
-        report.counts["movements in opening balances"] += folded
-        replay = SkuReplay(sku, report, folded)
-        for row in all_lots.of(sku_id):
+        report.counts["movements in opening balances"] += sku.folded
+        events = EventReplay(sku.sku, report, all_events.of(sku.id), sku.folded, forgotten_us)
+        replay = SkuReplay(sku.sku, report, events, sku.folded)
+        for row in all_lots.of(sku.id):
             replay.add_lot(row)
-        for row in all_movements.of(sku_id):
+        for row in all_movements.of(sku.id):
             replay.move(row)
-        replay.end(seq)
+        replay.end(sku)
     all_lots.rest()
     all_movements.rest()
+    all_events.rest()
 
 
 class SkuReplay:
     """One sku: its lots are added with their opening balances, the movements after those `folded`
     replayed in their order, its balances compared.
 
-    Invariant: `_in_stock` holds the keys of the lots with a balance above 0 that are not recalled,
-    in the order of use. `_recalls`: what is to be recalled, and after which movement, the last
-    first.
+    Invariant: `_in_stock` holds the keys of the lots in use, neither recalled nor expired by a
+    movement, with a balance above 0, in the order of use; `_available` is the sum of their
+    balances, `_expired` that of those that expired and were not recalled. `_recalls`: what is to be
+    recalled, and after which movement, the last first.
     """
 
-    def __init__(self, sku: str, report: Report, folded: int = 0) -> None:
+    def __init__(self, sku: str, report: Report, events: EventReplay, folded: int = 0) -> None:
         self._sku = sku
         self._report = report
+        self._events = events
+        self._available = self._expired = 0
         self._lots: dict[int, LotReplay] = {}
         self._in_stock: list[UseKey] = []
         self._recalls: list[tuple[int, LotReplay]] = []
@@ -114,9 +140,15 @@ class SkuReplay:
         """A lot of this sku, before any movement."""
         key = (row.expires_us, row.received_us, row.lot_id, row.id)
         self._lots[row.id] = lot = LotReplay(key, row.received, row.available)
+        lot.received_seq, lot.expired_seq = row.received_seq, row.expired_seq
         self._report.counts["lots"] += 1
+        if row.expired_seq is not None and row.expired_seq <= self._folded:
+            self._report.counts["lots expired"] += 1
+            lot.expired = True
         if row.opening is not None:
             self._open(lot, row.opening)
+        elif lot.expired:
+            self._violate("balance", f"lot {lot.name} has expired before its receipt")
         if (row.recalled_us is None) != (row.recalled_seq is None):
             self._violate("fefo", f"lot {lot.name} is recalled, and not known when")
         if row.recalled_seq is not None:
@@ -128,6 +160,7 @@ class SkuReplay:
         _, seq, number, delta, kind, at_us = row
         self._report.counts["movements"] += 1
         self._recall_before(seq)
+        self._events.close(self._seq)
         if seq != self._seq + 1:
             self._violate("sequence", f"movement {seq} follows {self._seq}")
         self._seq = seq
@@ -138,18 +171,26 @@ class SkuReplay:
         self._check_kind(lot, seq, delta, kind)
         if kind == "allocate":
             self._check_first(lot, seq, at_us)
+        if kind == "expire":
+            self._expire(lot, seq, at_us)
         self._change(lot, seq, delta)
+        self._events.total(self._available)
 
-    def end(self, seq: int) -> None:
-        """After the last movement; `seq` is what the sku's row says that was."""
-        if seq != self._seq:
-            self._violate("sequence", f"its row says {seq}, its last movement is {self._seq}")
+    def end(self, row: Any) -> None:
+        """After the last movement; `row` is the sku's."""
+        if row.seq != self._seq:
+            self._violate("sequence", f"its row says {row.seq}, its last movement is {self._seq}")
         self._recall_before(self._seq + 1)
+        self._events.close(self._seq)
+        self._events.end()
+        self._check_sums(row)
         for after, lot in self._recalls:
             self._violate("fefo", f"lot {lot.name} is recalled after movement {after}, to come yet")
         for lot in self._lots.values():
             if not lot.entered:
                 self._violate("balance", f"lot {lot.name} was never received")
+            if lot.expired_seq is not None and not lot.expired:
+                self._violate("fefo", f"lot {lot.name} has expired, and no movement says so")
             if lot.balance != lot.available:
                 self._violate(
                     "balance",
@@ -166,8 +207,43 @@ class SkuReplay:
             self._violate("balance", f"{text}, its sku with {self._folded} movements folded")
         lot.entered = True
         lot.balance = opening
-        if opening > 0:
+        self._count(lot, opening)
+        if opening > 0 and not lot.expired:
             insort(self._in_stock, lot.key)
+
+    def _count(self, lot: LotReplay, delta: int) -> None:
+        if lot.recalled:
+            return
+        if lot.expired:
+            self._expired += delta
+        else:
+            self._available += delta
+
+    def _check_sums(self, row: Any) -> None:
+        for word, said, found in (
+            ("available", row.available, self._available),
+            ("expired", row.expired, self._expired),
+        ):
+            if said != found:
+                text = f"its row says {format_quantity(said)} {word}"
+                self._violate("sums", f"{text}, its lots make {format_quantity(found)}")
+
+    def _expire(self, lot: LotReplay, seq: int, at_us: int) -> None:
+        self._report.counts["lots expired"] += 1
+        if lot.expired or lot.expired_seq != seq:
+            self._violate(
+                "fefo", f"lot {lot.name} expires in movement {seq}, its row says otherwise"
+            )
+        if lot.key[0] > at_us:
+            self._violate("fefo", f"lot {lot.name} expires in movement {seq}, before its time")
+        self._events.expired(lot.key[3], lot.name, lot.balance, at_us=at_us, recalled=lot.recalled)
+        if lot.expired:
+            return
+        if lot.balance > 0 and not lot.recalled:
+            del self._in_stock[bisect_left(self._in_stock, lot.key)]
+        self._count(lot, -lot.balance)
+        lot.expired = True
+        self._count(lot, lot.balance)
 
     def _check_kind(self, lot: LotReplay, seq: int, delta: int, kind: str) -> None:
         if kind == "receive":
@@ -177,6 +253,10 @@ class SkuReplay:
                     f"movement {seq} receives {format_quantity(delta)} into lot {lot.name}, which "
                     f"received {format_quantity(lot.received)} once",
                 )
+            if lot.received_seq not in (None, seq):
+                self._violate(
+                    "balance", f"lot {lot.name} says it came in movement {lot.received_seq}"
+                )
             lot.entered = True
         elif not lot.entered:
             self._violate("balance", f"movement {seq} is before lot {lot.name} was received")
@@ -184,6 +264,8 @@ class SkuReplay:
             self._violate("balance", f"movement {seq} allocates {format_quantity(-delta)}")
         if kind == "return" and delta <= 0:
             self._violate("balance", f"movement {seq} gives back {format_quantity(delta)}")
+        if kind == "expire" and delta:
+            self._violate("balance", f"movement {seq} of an expiry adds {format_quantity(delta)}")
 
     def _check_first(self, lot: LotReplay, seq: int, at_us: int) -> None:
         self._report.counts["allocations"] += 1
@@ -193,6 +275,9 @@ class SkuReplay:
             return
         if lot.recalled:
             self._violate("fefo", f"movement {seq} takes from lot {lot.name}, which was recalled")
+            return
+        if lot.expired:
+            self._violate("fefo", f"movement {seq} takes from lot {lot.name}, which had expired")
             return
         place = bisect_left(self._in_stock, (at_us + 1,))
         first = self._in_stock[place] if place < len(self._in_stock) else None
@@ -204,7 +289,8 @@ class SkuReplay:
         before, lot.balance = lot.balance, lot.balance + delta
         if lot.balance < 0 <= before:
             self._violate("balance", f"movement {seq} takes lot {lot.name} below 0")
-        if lot.recalled:
+        self._count(lot, delta)
+        if lot.recalled or lot.expired:
             return
         if before <= 0 < lot.balance:
             insort(self._in_stock, lot.key)
@@ -215,11 +301,13 @@ class SkuReplay:
         """What was recalled before that movement is in stock no more."""
         while self._recalls and self._recalls[-1][0] < seq:
             after, lot = self._recalls.pop()
+            self._count(lot, -lot.balance)
             lot.recalled = True
+            self._events.total(self._available)
             if not lot.entered:
                 text = f"lot {lot.name} is recalled after movement {after}, before its receipt"
                 self._violate("balance", text)
-            if lot.balance > 0:
+            if lot.balance > 0 and not lot.expired:
                 del self._in_stock[bisect_left(self._in_stock, lot.key)]
 
     def _violate(self, rule: str, detail: str) -> None:

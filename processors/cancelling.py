@@ -26,6 +26,7 @@ from processors.instants import now_us
 from processors.jobs import Reading
 from processors.orders import OrderView, view_order
 from processors.pipeline import Outcome, Work
+from processors.posting import Sku, lock_skus, post
 from processors.recording import Recorder
 from processors.schema import hash_of, load_header, load_order
 from processors.store import Store, StoreContended
@@ -127,7 +128,7 @@ def _give_back(connection: Connection, order_id: bytes, row: Any) -> None:
         .order_by(movements.c.sku_id, movements.c.seq)
     ).all()
     # First the skus, in the order of their ids, then the order: as workers do.
-    seqs = _lock_skus(connection, {sku_id for sku_id, _, _ in given})
+    locked = _lock_skus(connection, {sku_id for sku_id, _, _ in given})
     now = now_us()
     changed = connection.execute(
         sa.update(orders)
@@ -138,10 +139,9 @@ def _give_back(connection: Connection, order_id: bytes, row: Any) -> None:
         raise StoreContended("the order was changed by somebody else")
     returns = []
     for sku_id, lot, part in given:
-        seqs[sku_id] += 1
-        one = {"sku_id": sku_id, "seq": seqs[sku_id], "lot": lot, "delta": part}
-        returns.append({**one, "kind": "return", "order_id": order_id, "at_us": now})
-    _post(connection, seqs, returns)
+        one = {"sku_id": sku_id, "seq": locked[sku_id].moves(), "lot": lot, "delta": part}
+        returns.append({**one, "kind": "return", "order_id": order_id})
+    _post(connection, locked, returns, now)
     connection.execute(
         sa.insert(outbox).values(
             order_id=order_id, round=row.round + 1, type="order.cancelled", created_us=now
@@ -149,28 +149,26 @@ def _give_back(connection: Connection, order_id: bytes, row: Any) -> None:
     )
 
 
-def _lock_skus(connection: Connection, ids: set[int]) -> dict[int, int]:
-    """The last movement of each."""
-    rows = connection.execute(
-        sa.select(skus.c.id, skus.c.seq)
-        .where(skus.c.id.in_(ids))
-        .order_by(skus.c.id)
-        .with_for_update()
-    )
-    return {row.id: row.seq for row in rows}
+def _lock_skus(connection: Connection, ids: set[int]) -> dict[int, Sku]:
+    return {sku.id: sku for sku in lock_skus(connection, skus.c.id.in_(ids))}
 
 
-def _post(connection: Connection, seqs: dict[int, int], returns: list[dict[str, Any]]) -> None:
+def _post(
+    connection: Connection, locked: dict[int, Sku], returns: list[dict[str, Any]], now: int
+) -> None:
     if not returns:
         return
-    connection.execute(sa.insert(movements), returns)
-    connection.execute(
-        sa.update(skus).where(skus.c.id == sa.bindparam("number")).values(seq=sa.bindparam("last")),
-        [{"number": sku_id, "last": seq} for sku_id, seq in seqs.items()],
-    )
+    columns = lots.c.id, lots.c.recalled_us, lots.c.expired_seq
+    ids = {one["lot"] for one in returns}
+    rows = {
+        row.id: row for row in connection.execute(sa.select(*columns).where(lots.c.id.in_(ids)))
+    }
+    for one in returns:
+        locked[one["sku_id"]].changes(rows[one["lot"]], one["delta"])
     connection.execute(
         sa.update(lots)
         .where(lots.c.id == sa.bindparam("number"))
         .values(available=lots.c.available + sa.bindparam("part")),
         [{"number": one["lot"], "part": one["delta"]} for one in returns],
     )
+    post(connection, list(locked.values()), returns, now)

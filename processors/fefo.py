@@ -4,8 +4,9 @@ Orders are served in the order in which they come, each in full or not at all, f
 skus in the order of use: expires_us, received_us, lot id (text by its bytes). A lot with
 `expires_us <= moment` is never used.
 
-A shelf reads its lots as far as orders reach, so the cost follows what is given out and not what a
-sku has in stock, let alone what it ever had.
+A shelf reads its lots as far as orders reach, and knows beforehand how much they have together: so
+the cost follows what is given out, also for an order that wants too much, and not what a sku has in
+stock, let alone what it ever had.
 """
 
 from __future__ import annotations
@@ -54,12 +55,17 @@ ReadLots = Callable[[StockedLot | None], Iterable[StockedLot]]
 class Shelf:
     """What is left of one sku's stock, lots read in as they are needed.
 
-    Invariants: `left` = the sum of `rest` from `at` on; nothing before `at` has anything left.
+    `total`: no less than all lots together have that `read` will ever give; what makes it more is
+    only that some of them expired a moment ago.
+
+    Invariants: `left` = the sum of `rest` from `at` on; nothing before `at` has anything left;
+    `total` bounds what is left, whether it was read or not.
     """
 
-    def __init__(self, read: ReadLots) -> None:
+    def __init__(self, read: ReadLots, total: int) -> None:
         self._read = read
         self._read_all = False
+        self.total = total
         self.lots: list[StockedLot] = []
         self.rest: list[int] = []
         self.at = 0
@@ -67,7 +73,7 @@ class Shelf:
 
     def covers(self, thousandths: int) -> bool:
         """Whether that much is there."""
-        while self.left < thousandths and not self._read_all:
+        while self.left < thousandths <= self.total and not self._read_all:
             self._read_more()
         return self.left >= thousandths
 
@@ -75,6 +81,7 @@ class Shelf:
         """Takes that much away; it must be covered."""
         portions = []
         self.left -= thousandths
+        self.total -= thousandths
         while thousandths:
             rest = self.rest[self.at]
             part = min(rest, thousandths)

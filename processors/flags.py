@@ -186,6 +186,14 @@ FLAGS: tuple[Flag, ...] = (
         unit="package.module:factory",
     ),
     Flag(
+        "low-stock",
+        "stock.low",
+        "text",
+        "a sku with less than that available is told of; some skus: [low-stock-of] in the file",
+        unit="a quantity, as in 12.5",
+        default_text="none, no event stock.low",
+    ),
+    Flag(
         "webhook-url",
         "webhooks.url",
         "text",

@@ -14,16 +14,16 @@ from typing import Any, Literal
 import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
 from processors.instants import now_us
 from processors.paging import Int64, Page, bounded, decode_cursor, encode_cursor
+from processors.posting import Sku, lock_skus, make_skus, post
 from processors.quantity import format_quantity
 from processors.requests import Request, earlier_answer, keep_answer
 from processors.schema import Adjustment, Lot, format_instant
-from processors.store import Store
-from processors.tables import IN_STOCK, lots, movements, skus
+from processors.store import Store, StoreContended
+from processors.tables import IN_STOCK, lots, skus
 
 # Lots shown with a sku: alone, and in a list of skus.
 SKU_LOTS_MAX = 1000
@@ -60,14 +60,15 @@ class StockLot(Struct, frozen=True):
 class SkuView(Struct, frozen=True, omit_defaults=True):
     """What there is of a sku, its lots in the order of use.
 
-    `available` counts every lot that is neither expired nor recalled. `more_lots`: only the first
-    ones in stock and the latest spent or recalled ones are listed, `GET /lots` has them all; left
-    out when false.
+    `available` counts every lot that is neither expired nor recalled; `expired` what lots have that
+    expired and were not recalled, left out when that is nothing. `more_lots`: only the first ones
+    in use and the latest others are listed, `GET /lots` has them all; left out when false.
     """
 
     sku: str
     available: str
     lots: list[StockLot]
+    expired: str = "0"
     more_lots: bool = False
 
 
@@ -122,22 +123,22 @@ def adjust_lot(
         sku_id = connection.scalar(sa.select(lots.c.sku_id).where(lots.c.lot_id == lot_id))
         if sku_id is None:
             return AdjustResult(lot_id, "unknown_lot", None)
-        seq = lock_sku(connection, skus.c.id == sku_id)[1]
+        (sku,) = lock_skus(connection, skus.c.id == sku_id)
         done = None if request is None else earlier_answer(connection, request)
         if done is not None:
             return AdjustResult(lot_id, "adjusted", msgspec.json.decode(done, type=int), True)
         # Read again under the lock: only now nobody else can change it.
-        row = connection.execute(
-            sa.select(lots.c.id, lots.c.available).where(lots.c.lot_id == lot_id)
-        ).one()
+        row = connection.execute(sa.select(lots).where(lots.c.lot_id == lot_id)).one()
         balance = row.available + adjustment.delta
         if balance < 0:
             return AdjustResult(lot_id, "below_zero", row.available)
         connection.execute(sa.update(lots).where(lots.c.id == row.id).values(available=balance))
-        _record(
-            connection, sku_id, seq + 1,
-            lot=row.id, kind="adjust", delta=adjustment.delta, reason=adjustment.reason,
-        )  # fmt: skip
+        sku.changes(row, adjustment.delta)
+        movement = {
+            "sku_id": sku.id, "seq": sku.moves(), "lot": row.id, "kind": "adjust",
+            "delta": adjustment.delta, "reason": adjustment.reason,
+        }  # fmt: skip
+        post(connection, [sku], [movement], now_us())
         if request is not None:
             keep_answer(connection, request, msgspec.json.encode(balance))
         return AdjustResult(lot_id, "adjusted", balance)
@@ -197,34 +198,39 @@ def enter_lot(connection: Connection, lot: Lot) -> LotResult:
         outcome: Literal["same", "conflict"] = "same" if row.body_hash == body else "conflict"
         return LotResult(lot.lot_id, outcome, lot_view(row, now_us()))
     lot_id = lot.lot_id or _make_lot_id()
-    sku_id, seq = lock_sku(connection, skus.c.sku == lot.sku) or _make_sku(connection, lot.sku)
-    now = now_us()
+    sku = _lock_or_make(connection, lot.sku)
+    now, seq = now_us(), sku.moves()
     made = connection.execute(
         sa.insert(lots).values(
             lot_id=lot_id,
-            sku_id=sku_id,
+            sku_id=sku.id,
             received=lot.thousandths,
             available=lot.thousandths,
             expires_us=lot.expires_us,
             received_us=now if lot.received_us is None else lot.received_us,
             supplier=lot.supplier,
             body_hash=body,
+            received_seq=seq,
         )
     ).inserted_primary_key
-    _record(connection, sku_id, seq + 1, lot=_only(made), kind="receive", delta=lot.thousandths)
+    assert made is not None
+    sku.available += lot.thousandths
+    receipt = {
+        "sku_id": sku.id, "seq": seq, "lot": made[0], "kind": "receive", "delta": lot.thousandths,
+    }  # fmt: skip
+    post(connection, [sku], [receipt], now)
     row = find_lot(connection, lot_id)
     assert row is not None
     return LotResult(lot_id, "created", lot_view(row, now))
 
 
-def lock_sku(connection: Connection, which: sa.ColumnElement[bool]) -> Any:
-    """(id, seq) of a sku, locked until the transaction ends; None when there is none.
-
-    On SQLite the transaction has locked everything; elsewhere FOR UPDATE locks the row.
-    """
-    return connection.execute(
-        sa.select(skus.c.id, skus.c.seq).where(which).with_for_update()
-    ).one_or_none()
+def _lock_or_make(connection: Connection, name: str) -> Sku:
+    """The sku's row, locked; a new one, if there is none."""
+    for _ in range(2):
+        for sku in lock_skus(connection, skus.c.sku == name):
+            return sku
+        make_skus(connection, [name])
+    raise StoreContended(f"sku {name} was made by somebody else")
 
 
 def _lock_skus_of(connection: Connection, batch: Sequence[Lot]) -> None:
@@ -237,31 +243,8 @@ def _lock_skus_of(connection: Connection, batch: Sequence[Lot]) -> None:
     wanted = {*named.values(), *(lot.sku for lot in batch if lot.lot_id is None)}
     if not wanted:
         return
-    connection.execute(
-        postgresql.insert(skus)
-        .values([{"sku": sku, "seq": 0} for sku in sorted(wanted)])
-        .on_conflict_do_nothing()
-    )
-    connection.execute(
-        sa.select(skus.c.id).where(skus.c.sku.in_(wanted)).order_by(skus.c.id).with_for_update()
-    ).all()
-
-
-def _make_sku(connection: Connection, sku: str) -> tuple[int, int]:
-    made = connection.execute(sa.insert(skus).values(sku=sku, seq=0)).inserted_primary_key
-    return _only(made), 0
-
-
-def _only(primary_key: Sequence[Any] | None) -> int:
-    assert primary_key is not None
-    return int(primary_key[0])
-
-
-def _record(connection: Connection, sku_id: int, seq: int, **movement: Any) -> None:
-    connection.execute(sa.update(skus).where(skus.c.id == sku_id).values(seq=seq))
-    connection.execute(
-        sa.insert(movements).values(sku_id=sku_id, seq=seq, at_us=now_us(), **movement)
-    )
+    make_skus(connection, sorted(wanted))
+    lock_skus(connection, skus.c.sku.in_(wanted))
 
 
 def _find_sku(connection: Connection, sku: str) -> int | None:
@@ -287,36 +270,45 @@ def find_lot(connection: Connection, lot_id: str) -> sa.Row[Any] | None:
 
 
 def _sku_view(connection: Connection, sku_id: int, sku: str, now: int, lots_max: int) -> SkuView:
-    in_stock = sa.and_(lots.c.sku_id == sku_id, IN_STOCK)
-    total = connection.scalar(
+    in_use = sa.and_(lots.c.sku_id == sku_id, IN_STOCK)
+    available, expired = connection.execute(
+        sa.select(skus.c.available, skus.c.expired).where(skus.c.id == sku_id)
+    ).one()
+    # What has expired since the last time that somebody looked (processors/expiring.py).
+    lately = connection.scalar(
         sa.select(sa.func.coalesce(sa.func.sum(lots.c.available), 0)).where(
-            in_stock, lots.c.expires_us > now
+            in_use, lots.c.expires_us <= now
         )
     )
     rows = list(
         connection.execute(
-            sa.select(lots).where(in_stock).order_by(*ORDER_OF_USE).limit(lots_max + 1)
+            sa.select(lots).where(in_use).order_by(*ORDER_OF_USE).limit(lots_max + 1)
         )
     )
     if len(rows) <= lots_max:
-        rows += _used_up(connection, sku_id, lots_max + 1 - len(rows))
+        rows += _out_of_use(connection, sku_id, lots_max + 1 - len(rows))
     shown = sorted(rows[:lots_max], key=lambda row: _lot_key(row)[1:])
     return SkuView(
         sku,
-        format_quantity(int(total or 0)),
+        format_quantity(available - int(lately or 0)),
         [_stock_lot(row, now) for row in shown],
+        format_quantity(expired + int(lately or 0)),
         more_lots=len(rows) > lots_max,
     )
 
 
-def _used_up(connection: Connection, sku_id: int, count: int) -> Sequence[sa.Row[Any]]:
-    """The latest spent or recalled ones. Few lots are passed over: the caller has counted those in
-    stock."""
+def _out_of_use(connection: Connection, sku_id: int, count: int) -> Sequence[sa.Row[Any]]:
+    """The latest spent, recalled or expired ones. Few lots are passed over: the caller has counted
+    those in use."""
     return connection.execute(
         sa.select(lots)
         .where(
             lots.c.sku_id == sku_id,
-            sa.or_(sa.text("available = 0"), sa.text("recalled_us IS NOT NULL")),
+            sa.or_(
+                sa.text("available = 0"),
+                sa.text("recalled_us IS NOT NULL"),
+                sa.text("expired_seq IS NOT NULL"),
+            ),
         )
         .order_by(*(column.desc() for column in ORDER_OF_USE))
         .limit(count)
@@ -336,7 +328,9 @@ def _state(row: sa.Row[Any], now: int) -> State:
         return "recalled"
     if not row.available:
         return "spent"
-    return "expired" if row.expires_us <= now else "available"
+    # Once it has expired it has, whatever a clock says that was set back.
+    expired = row.expired_seq is not None or row.expires_us <= now
+    return "expired" if expired else "available"
 
 
 def _stock_lot(row: sa.Row[Any], now: int) -> StockLot:

@@ -10,13 +10,8 @@ from pathlib import Path
 
 from processors.datadir import CannotStart
 from processors.journal import journal_dir, make_journal_dir
-from processors.settings import (
-    SQLITE_PREFIXES,
-    Settings,
-    SettingsError,
-    WorkSettings,
-    is_loopback,
-)
+from processors.setting_checks import SQLITE_PREFIXES, SettingsError, is_loopback
+from processors.settings import Settings, WorkSettings
 from processors.tls import server_context
 from ringbuf.segment import remove_half_made
 

@@ -18,8 +18,9 @@ from msgspec import Struct
 from sqlalchemy.engine import Connection
 
 from processors.instants import now_us
-from processors.inventory import LotView, find_lot, lock_sku, lot_view
+from processors.inventory import LotView, find_lot, lot_view
 from processors.paging import Int64, Page, bounded, decode_cursor, encode_cursor
+from processors.posting import lock_skus, post
 from processors.quantity import format_quantity
 from processors.schema import format_uuid
 from processors.store import Store
@@ -72,12 +73,15 @@ def _recall(connection: Connection, lot_id: str) -> bool:
     sku_id = connection.scalar(sa.select(lots.c.sku_id).where(lots.c.lot_id == lot_id))
     if sku_id is None:
         return False
-    seq = lock_sku(connection, skus.c.id == sku_id)[1]
-    connection.execute(
-        sa.update(lots)
-        .where(lots.c.lot_id == lot_id, lots.c.recalled_us.is_(None))
-        .values(recalled_us=now_us(), recalled_seq=seq)
-    )
+    (sku,) = lock_skus(connection, skus.c.id == sku_id)
+    row = connection.execute(sa.select(lots).where(lots.c.lot_id == lot_id)).one()
+    if row.recalled_us is None:
+        now = now_us()
+        connection.execute(
+            sa.update(lots).where(lots.c.id == row.id).values(recalled_us=now, recalled_seq=sku.seq)
+        )
+        sku.changes(row, -row.available)
+        post(connection, [sku], [], now)
     return True
 
 

@@ -65,8 +65,11 @@ dead_letters_in_order = sa.Index(
     postgresql_where=IS_DEAD_LETTER,
 )
 
-# The row that is locked before a sku's stock is read or changed. `seq` = its last movement; those
-# up to `folded` are gone, into its lots' opening balances (processors/retention.py).
+# The row that is locked before a sku's stock is read or changed (processors/posting.py). `seq` =
+# its last movement; those up to `folded` are gone, into its lots' opening balances
+# (processors/retention.py). `available`: what its lots in use have, `expired`: what those have that
+# expired and were not recalled. `low_below`: who takes `available` below it leaves an event; 0: no
+# such event.
 skus = sa.Table(
     "skus",
     metadata,
@@ -74,12 +77,17 @@ skus = sa.Table(
     sa.Column("sku", ByteText, nullable=False, unique=True),
     sa.Column("seq", BigInt, nullable=False),
     sa.Column("folded", BigInt, nullable=False, server_default=sa.text("0")),
+    sa.Column("available", BigInt, nullable=False, server_default=sa.text("0")),
+    sa.Column("expired", BigInt, nullable=False, server_default=sa.text("0")),
+    sa.Column("low_below", BigInt, nullable=False, server_default=sa.text("0")),
     sqlite_strict=True,
 )
 
 # `available` is the lot's opening balance and the sum of its movements, kept so that nobody has to
 # add them up. `opening` is null until the lot's receipt, its first movement, is folded into it.
-# Recalled, a lot may not be touched by an allocation after its sku's movement `recalled_seq`.
+# Recalled, a lot may not be touched by an allocation after its sku's movement `recalled_seq`, and
+# expired not after its movement `expired_seq` of kind `expire`, whatever a clock says later.
+# `received_seq`: of its receipt; null for one that was folded before there was this column.
 lots = sa.Table(
     "lots",
     metadata,
@@ -95,6 +103,8 @@ lots = sa.Table(
     sa.Column("opening", BigInt),
     sa.Column("recalled_us", BigInt),
     sa.Column("recalled_seq", BigInt),
+    sa.Column("received_seq", BigInt),
+    sa.Column("expired_seq", BigInt),
     sa.CheckConstraint("available >= 0", name="lots_available"),
     sqlite_strict=True,
 )
@@ -104,9 +114,9 @@ lots_in_order = sa.Index(
     "lots_in_order", lots.c.sku_id, lots.c.expires_us, lots.c.received_us, lots.c.lot_id
 )
 
-# What an order may be given from, in the order of use. Spent and recalled lots leave the index, so
-# an order costs the same on the first day and after a million lots.
-IN_STOCK = sa.text("available > 0 AND recalled_us IS NULL")
+# What an order may be given from, in the order of use. Spent, recalled and expired lots leave the
+# index, so an order costs the same on the first day and after a million lots.
+IN_STOCK = sa.text("available > 0 AND recalled_us IS NULL AND expired_seq IS NULL")
 lots_in_stock = sa.Index(
     "lots_in_stock",
     lots.c.sku_id,
@@ -116,12 +126,19 @@ lots_in_stock = sa.Index(
     sqlite_where=IN_STOCK,
     postgresql_where=IN_STOCK,
 )
+# Whose expiry is to be noted next, spent or not; no order writes it.
+NOT_EXPIRED = sa.text("expired_seq IS NULL")
+lots_expiring = sa.Index(
+    "lots_expiring", lots.c.expires_us, sqlite_where=NOT_EXPIRED, postgresql_where=NOT_EXPIRED
+)
+
 # A movement that is that much older than its order is of another one, which had the id before and
 # was forgotten (at least a day later), after which the id was posted anew.
 NAMESAKE_US = 43_200_000_000
 
 # Append-only; only retention folds the oldest into opening balances. `at_us` is the moment used: an
-# allocation may not touch a lot expired by then. `order_id` has no foreign key: the pipeline writes
+# allocation may not touch a lot expired by then. `expire` changes no balance: what expired is still
+# there, until somebody counts it away. `order_id` has no foreign key: the pipeline writes
 # movements before the worker writes the order, a deferred check would cost a look-up per row, and
 # the audit proves the same in both directions.
 movements = sa.Table(
@@ -136,7 +153,7 @@ movements = sa.Table(
     sa.Column("at_us", BigInt, nullable=False),
     sa.Column("reason", sa.Text),
     sa.CheckConstraint(
-        "kind IN ('receive', 'adjust', 'allocate', 'return')", name="movements_kind"
+        "kind IN ('receive', 'adjust', 'allocate', 'return', 'expire')", name="movements_kind"
     ),
     sa.CheckConstraint(
         "(kind IN ('allocate', 'return')) = (order_id IS NOT NULL)", name="movements_order_id"
@@ -175,8 +192,37 @@ outbox_of_replayed = sa.Index(
     postgresql_where=OF_A_REPLAY,
 )
 
-# What an endpoint was told of is all up to `event` (outbox), and whatever of those has no row in
-# `deliveries` was not wanted. Disabled: by its own answer; the settings may do the same.
+# What happened to stock, in the transaction in which it did. `low`: `quantity` is what is available
+# after the sku's movement `seq`, less than `below`, which it was not before. `expired`: `quantity`
+# is what `lot` held at its movement `seq` of kind `expire`.
+stock_events = sa.Table(
+    "stock_events",
+    metadata,
+    sa.Column("id", BigInt, primary_key=True),
+    sa.Column("sku_id", BigInt, sa.ForeignKey("skus.id"), nullable=False),
+    sa.Column("seq", BigInt, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("lot", BigInt, sa.ForeignKey("lots.id")),
+    sa.Column("quantity", BigInt, nullable=False),
+    sa.Column("below", BigInt),
+    sa.Column("created_us", BigInt, nullable=False),
+    sa.CheckConstraint("type IN ('stock.low', 'stock.expired')", name="stock_events_type"),
+    sqlite_strict=True,
+)
+
+# Below what a sku is low, in thousandths; the sku '' stands for all that have no row of their own.
+low_stock = sa.Table(
+    "low_stock",
+    metadata,
+    sa.Column("sku", ByteText, primary_key=True),
+    sa.Column("below", BigInt, nullable=False),
+    sqlite_with_rowid=False,
+    sqlite_strict=True,
+)
+
+# What an endpoint was told of is all up to `event` (outbox) and `stock_event`, and whatever of
+# those has no row in `deliveries` was not wanted. Disabled: by its own answer; the settings may do
+# the same.
 endpoints = sa.Table(
     "endpoints",
     metadata,

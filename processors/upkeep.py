@@ -1,5 +1,5 @@
-"""What a worker does beside orders: checkpoints of the database, tidying up the journal, and
-forgetting old orders."""
+"""What a worker does beside orders: checkpoints of the database, tidying up the journal, noting
+what expired, and forgetting old orders."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import time
 from pathlib import Path
 
+from processors.expiring import Expirer
 from processors.recycling import Recycler
 from processors.retention import Retention
 from processors.store import Store, StoreBroken, StoreUnavailable
@@ -21,18 +22,20 @@ log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """Of one worker; only one of them has the recycler and the retention. What can't be done now is
-    done later."""
+    """Of one worker; only one of them has the recycler, the retention and the expirer. What can't
+    be done now is done later."""
 
     def __init__(
         self,
         store: Store,
         recycler: Recycler | None = None,
         retention: Retention | None = None,
+        expirer: Expirer | None = None,
     ) -> None:
         self._store = store
         self._recycler = recycler
         self._retention = retention
+        self._expirer = expirer
         self._removed = 0  # of what the retention had, at the last checkpoint
         self._orders = 0
         self._commits = 0
@@ -49,6 +52,8 @@ class Upkeep:
 
     def look(self) -> None:
         """Often: what is due for the clock, not for commits. Raises StoreBroken."""
+        if self._expirer is not None:
+            self._expirer.look()
         if self._retention is not None:
             self._retention.look()
         if time.monotonic() < self._next_look:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, TypeVar
 
 from processors.datadir import CannotStart
@@ -26,11 +27,15 @@ log = logging.getLogger(__name__)
 
 
 def migrated(settings: Settings) -> bool:
-    """Brings the database to this version's schema; False: it can't be reached now."""
-    from processors.store import StoreError, StoreUnavailable, migrate  # noqa: PLC0415
+    """Brings the database to this version's schema and these thresholds; False: it can't be reached
+    now."""
+    from processors.low_stock import set_thresholds  # noqa: PLC0415
+    from processors.store import Store, StoreError, StoreUnavailable, migrate  # noqa: PLC0415
 
     try:
         migrate(settings.database)
+        with closing(Store.open(settings.database, connections_max=1, long=True)) as store:
+            set_thresholds(store, settings.stock.thresholds)
     except StoreUnavailable as error:
         log.warning("%s; tried again every %g s (--database)", error, MIGRATE_EVERY_S)
         return False

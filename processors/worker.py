@@ -45,6 +45,7 @@ from sqlalchemy.engine import Connection
 
 from processors.child import Child, enter
 from processors.doubt import give_up
+from processors.expiring import Expirer
 from processors.instants import now_us
 from processors.jobs import (
     PROCESSOR_ERROR,
@@ -464,7 +465,7 @@ def own_upkeep(child: Child, store: Store) -> Upkeep:
     if child.launch.index:
         return Upkeep(store)
     recycler = Recycler(journal_dir(settings), store)
-    return Upkeep(store, recycler, make_retention(settings, store))
+    return Upkeep(store, recycler, make_retention(settings, store), Expirer(store))
 
 
 def main(argv: Sequence[str]) -> int:

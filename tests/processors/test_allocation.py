@@ -19,7 +19,10 @@ from tests.processors.test_fefo import MOMENT, many_orders, model, stocks
 
 
 def fill(transaction: Connection, stock: dict[str, list[StockedLot]]) -> None:
-    sku_rows = [{"id": number, "sku": sku, "seq": 0} for number, sku in enumerate(stock)]
+    sku_rows = [
+        {"id": number, "sku": sku, "seq": 0, "available": sum(lot.available for lot in lots)}
+        for number, (sku, lots) in enumerate(stock.items())
+    ]
     lot_rows = [
         {
             "id": lot.number,
@@ -90,7 +93,7 @@ def test_lots_are_read_through_the_index_of_those_in_stock(house: House) -> None
 
 
 def steps_of_an_order(house: House) -> int:
-    """How many of SQLite's own instructions one order costs, to 100."""
+    """How many of SQLite's own instructions one order costs."""
     steps = 0
 
     def count() -> int:
@@ -101,7 +104,7 @@ def steps_of_an_order(house: House) -> int:
     with undone(house.store) as connection:
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
-        driver.set_progress_handler(count, 100)
+        driver.set_progress_handler(count, 1)
         work = Work(b"1" * 16, 0, Order("c", [Line("HAM", 1000)]), 0, 0)
         Allocator()(connection, [work], house.now)
         driver.set_progress_handler(None, 0)

@@ -152,7 +152,7 @@ def find_tampering(settled: House, rule: str, message: str, statements: str) -> 
 
 
 def test_every_rule_has_a_test_that_breaks_it() -> None:
-    elsewhere = {"ring", "journal", "ledger"}
+    elsewhere = {"ring", "journal", "ledger", "sums", "stock-events"}  # test_audit_expiry.py has two
     assert {rule for rule, _, _ in [*TAMPERED, *DAMAGED]} | elsewhere == set(RULES)
 
 

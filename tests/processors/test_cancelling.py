@@ -17,6 +17,7 @@ from processors.cancelling import Cancellation, Canceller
 from processors.dead_letters import count_dead_letters, discard, revive
 from processors.inventory import sku_inventory
 from processors.known import Known
+from processors.posting import Sku
 from processors.recalling import recall_lot
 from processors.stop import Stop
 from processors.store import Store, StoreUnavailable
@@ -327,7 +328,7 @@ def test_a_cancel_that_is_overtaken_looks_again(
     key = allocated(house)
     real, locks = cancelling._lock_skus, list[set[int]]()
 
-    def overtaken_once(connection: Connection, ids: set[int]) -> dict[int, int]:
+    def overtaken_once(connection: Connection, ids: set[int]) -> dict[int, Sku]:
         locks.append(ids)
         if len(locks) == 1:
             connection.execute(sa.update(orders).values(round=1))

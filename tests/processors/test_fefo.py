@@ -28,9 +28,16 @@ def reader(lots: Iterable[StockedLot], moment: int, page: int) -> ReadLots:
 
 
 def shelves_of(
-    stock: dict[str, list[StockedLot]], moment: int = MOMENT, page: int = 2
+    stock: dict[str, list[StockedLot]], moment: int = MOMENT, page: int = 2, slack: int = 0
 ) -> dict[str, Shelf]:
-    return {sku: Shelf(reader(lots, moment, page)) for sku, lots in stock.items()}
+    """`slack`: what a shelf believes to have beyond that."""
+    return {
+        sku: Shelf(
+            reader(lots, moment, page),
+            slack + sum(lot.available for lot in lots if lot.expires_us > moment),
+        )
+        for sku, lots in stock.items()
+    }
 
 
 def model(
@@ -112,11 +119,11 @@ many_orders = st.lists(lines.map(lambda found: order(*found)), max_size=8)
 
 
 @settings(max_examples=400, deadline=None)
-@given(stocks(), many_orders, st.integers(1, 4))
+@given(stocks(), many_orders, st.integers(1, 4), st.integers(0, 3))
 def test_it_gives_what_the_brute_force_gives(
-    stock: dict[str, list[StockedLot]], orders: list[Order], page: int
+    stock: dict[str, list[StockedLot]], orders: list[Order], page: int, slack: int
 ) -> None:
-    verdicts = allocate(shelves_of(stock, page=page), orders)
+    verdicts = allocate(shelves_of(stock, page=page, slack=slack), orders)
     found = [(verdict.reason, verdict.portions) for verdict in verdicts]
     assert found == model(stock, orders, MOMENT)
 
@@ -182,5 +189,13 @@ def test_a_shelf_reads_no_further_than_orders_reach() -> None:
         pages.append(last)
         return inner(last)
 
-    allocate({"A": Shelf(read)}, [order(("A", 15)), order(("A", 25))])
+    allocate({"A": Shelf(read, 10_000)}, [order(("A", 15)), order(("A", 25))])
     assert len(pages) == 1
+
+
+def test_an_order_for_more_than_there_is_reads_no_lots() -> None:
+    def read(_last: StockedLot | None) -> Iterable[StockedLot]:
+        raise AssertionError("it was known before")
+
+    (verdict,) = allocate({"A": Shelf(read, 9)}, [order(("A", 10))])
+    assert verdict.reason == "insufficient_stock"

@@ -60,6 +60,7 @@ SAMPLES = {
     "proxy-headers": ("off", "off"),
     "forwarded-allow-ips": ("10.0.0.0/8, ::1", "10.0.0.0/8, ::1"),
     "ring-dir": ("/run", "/run"),
+    "low-stock": ("12.5", "12.5"),
     "processor": ("my.line:make", "my.line:make"),
     "data-dir": ("/tmp/d", "/tmp/d"),
     "database": ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),

@@ -177,7 +177,7 @@ def test_a_migration_that_fails_leaves_nothing(
 
 def test_a_database_of_a_newer_version_is_refused_by_name(house: House) -> None:
     house.tamper("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(StoreError, match=r"newer Rasher.*9999.*0007"):
+    with pytest.raises(StoreError, match=r"newer Rasher.*9999.*0008"):
         migrate(house.url)
 
 

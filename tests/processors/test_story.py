@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from processors import allocation, cancelling, fefo
 from processors.fefo import INSUFFICIENT_STOCK, UNKNOWN_SKU, Portion, Shelf, Verdict
+from processors.posting import Sku
 from processors.schema import Line, Order
 from processors.tables import lots
 from tests.processors.kit import House
@@ -96,8 +97,10 @@ def recalled_is_used(patch: pytest.MonkeyPatch) -> None:
 def all_comes_back_to_the_first_lot(patch: pytest.MonkeyPatch) -> None:
     real = cancelling._post
 
-    def post(connection: Connection, seqs: dict[int, int], returns: list[dict[str, Any]]) -> None:
-        real(connection, seqs, [{**one, "lot": returns[0]["lot"]} for one in returns])
+    def post(
+        connection: Connection, locked: dict[int, Sku], returns: list[dict[str, Any]], now: int
+    ) -> None:
+        real(connection, locked, [{**one, "lot": returns[0]["lot"]} for one in returns], now)
 
     patch.setattr(cancelling, "_post", post)
 

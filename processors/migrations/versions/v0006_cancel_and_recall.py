@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from processors.migrations.widening import widen
+
 revision = "0006"
 down_revision = "0005"
 branch_labels = None
 depends_on = None
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-# By table and name of the constraint: the rule that was, and the wider one.
 CHECKS = {
     ("orders", "orders_status"): (
         "status IN ('allocated', 'rejected', 'dead')",
@@ -29,12 +30,7 @@ CHECKS = {
 
 
 def upgrade() -> None:
-    if op.get_bind().dialect.name == "sqlite":
-        widen_in_place()
-    else:
-        for (table, name), (_, rule) in CHECKS.items():
-            op.drop_constraint(name, table)
-            op.create_check_constraint(name, table, rule)
+    widen(CHECKS)
     op.add_column("lots", sa.Column("recalled_us", BIG))
     op.add_column("lots", sa.Column("recalled_seq", BIG))
     op.drop_index("lots_in_stock", "lots")
@@ -46,21 +42,3 @@ def upgrade() -> None:
         sqlite_where=in_stock,
         postgresql_where=in_stock,
     )
-
-
-def widen_in_place() -> None:
-    """SQLite can't alter a constraint, and to copy both tables would take minutes and their size
-    once more. Its own way for what changes no row is to change the text of the schema
-    (https://www.sqlite.org/lang_altertable.html#otheralter); all of it is in the transaction."""
-    connection = op.get_bind()
-    version = connection.exec_driver_sql("PRAGMA schema_version").scalar_one()
-    connection.exec_driver_sql("PRAGMA writable_schema=ON")
-    for (table, _), (was, rule) in CHECKS.items():
-        changed = connection.exec_driver_sql(
-            "UPDATE sqlite_master SET sql = replace(sql, ?, ?)"
-            " WHERE type = 'table' AND name = ? AND instr(sql, ?)",
-            (f"({was})", f"({rule})", table, f"({was})"),
-        ).rowcount
-        assert changed == 1, f"{table} has no constraint ({was})"
-    connection.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
-    connection.exec_driver_sql("PRAGMA writable_schema=RESET")
