@@ -204,11 +204,13 @@ class StockLot(Struct):
 
 
 class SkuOut(Struct):
-    """The stock of a sku, lots in the order of use. `more_lots`: not all of them are shown."""
+    """The stock of a sku, lots in the order of use. `expired`: what lots have that expired, left
+    out when that is nothing; `more_lots`: not all lots are shown."""
 
     sku: Code
     available: QuantityOut
     lots: list[StockLot]
+    expired: QuantityOut | UnsetType = UNSET
     more_lots: bool | UnsetType = UNSET
 
 
@@ -236,13 +238,14 @@ class DeadLetterOut(Struct):
 
 
 class DeliveryOut(Struct):
-    """An event and an endpoint that is told of it."""
+    """An event, of an order or of a sku, and an endpoint that is told of it."""
 
     delivery_id: DeliveryId
     endpoint: str
     event_id: OrderId
     type: str
-    order_id: OrderId
+    order_id: OrderId | None
+    sku: Code | None
     state: DeliveryState
     attempts: Count
     created_at: InstantOut

@@ -18,9 +18,10 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
-from processors.events import Event
+from processors.events import Event, Place
 from processors.instants import now_us
-from processors.tables import deliveries, endpoints, outbox
+from processors.outbox import last_place
+from processors.tables import deliveries, endpoints
 from processors.webhooks import Endpoint
 
 State = Literal["waiting", "delivered", "failed"]
@@ -29,9 +30,9 @@ REMOVED = "the endpoint is gone from the settings"
 
 
 class Standing(Struct, frozen=True):
-    """Where an endpoint is: it was told of all up to `event`."""
+    """Where an endpoint is: it was told of all up to `place`."""
 
-    event: int
+    place: Place
     disabled_us: int | None
     why: str | None
 
@@ -65,7 +66,7 @@ class Told(Struct, frozen=True):
 
     endpoint: str
     ended: Sequence[Ended]
-    place: int | None = None
+    place: Place | None = None
     disabled: str | None = None
 
 
@@ -77,11 +78,11 @@ def enlist(connection: Connection, wanted: Sequence[Endpoint]) -> dict[str, Stan
     for name in there.keys() - {one.name for one in wanted}:
         connection.execute(sa.delete(endpoints).where(endpoints.c.name == name))
         _fail_waiting(connection, name, now)
-    end = connection.execute(sa.select(sa.func.coalesce(sa.func.max(outbox.c.id), 0))).scalar_one()
+    end = last_place(connection)
     for one in wanted:
         row = there.get(one.name)
         if row is None:
-            new = {"name": one.name, "url": one.url, "event": end, "stock_event": 0}
+            new = {"name": one.name, "url": one.url, **end._asdict()}
             connection.execute(sa.insert(endpoints).values(new))
         elif row.url != one.url:
             changed = {"url": one.url, "disabled_us": None, "why": None}
@@ -102,7 +103,7 @@ def _fail_waiting(connection: Connection, name: str, now: int) -> None:
 def standings(connection: Connection) -> dict[str, Standing]:
     """Where all known endpoints are, by name."""
     return {
-        row.name: Standing(row.event, row.disabled_us, row.why)
+        row.name: Standing(Place(row.event, row.stock_event), row.disabled_us, row.why)
         for row in connection.execute(sa.select(endpoints))
     }
 
@@ -168,17 +169,16 @@ def subjects_waiting(
     )
 
 
-def told_up_to(connection: Connection, names: Sequence[str]) -> int | None:
+def told_up_to(connection: Connection, names: Sequence[str]) -> Place | None:
     """Up to where all of those endpoints were told, those that are disabled left out; None: there
     are none."""
     if not names:
         return None
-    found: int | None = connection.execute(
-        sa.select(sa.func.min(endpoints.c.event)).where(
-            endpoints.c.name.in_(names), endpoints.c.disabled_us.is_(None)
-        )
-    ).scalar_one()
-    return found
+    lasts = sa.func.min(endpoints.c.event), sa.func.min(endpoints.c.stock_event)
+    event, stock_event = connection.execute(
+        sa.select(*lasts).where(endpoints.c.name.in_(names), endpoints.c.disabled_us.is_(None))
+    ).one()
+    return None if event is None else Place(event, stock_event)
 
 
 def subjects_waiting_for(
@@ -232,9 +232,7 @@ def record(connection: Connection, told: Sequence[Told]) -> None:
         for ended in one.ended:
             if ended.row is not None:
                 _update(connection, one.endpoint, ended, now)
-        values: dict[str, int | str] = {}
-        if one.place is not None:
-            values["event"] = one.place
+        values: dict[str, int | str] = {} if one.place is None else one.place._asdict()
         if one.disabled is not None:
             values |= {"disabled_us": now, "why": one.disabled[:ERROR_CHARACTERS_MAX]}
         if values:

@@ -8,11 +8,13 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
+from processors.events import OF_STOCK, Place
 from processors.instants import now_us
+from processors.outbox import events_behind, last_place
 from processors.paging import Int64, Page, bounded, decode_cursor, encode_cursor
 from processors.schema import format_instant, format_uuid
 from processors.store import Store
-from processors.tables import deliveries, endpoints, outbox
+from processors.tables import deliveries, endpoints
 from processors.webhooks import shown_id, shown_url
 
 STATES = ("waiting", "delivered", "failed")
@@ -21,13 +23,15 @@ SCAN_MAX = 5000
 
 
 class Delivery(Struct, frozen=True):
-    """What became of telling an endpoint of an event; instants are RFC 3339 UTC."""
+    """What became of telling an endpoint of an event, of an order or of a sku; instants are RFC
+    3339 UTC."""
 
     delivery_id: str
     endpoint: str
     event_id: str
     type: str
-    order_id: str
+    order_id: str | None
+    sku: str | None
     state: str
     attempts: int
     created_at: str
@@ -142,21 +146,21 @@ def backlog(store: Store) -> Backlog:
         rows = connection.execute(enabled).all()
         if not rows:
             return Backlog(0, 0.0)
-        last = connection.scalar(sa.select(sa.func.max(outbox.c.id))) or 0
+        last = last_place(connection)
         waiting, oldest = connection.execute(
             sa.select(sa.func.count(), sa.func.min(columns.created_us)).where(
                 sa.text("state = 'waiting'"), columns.endpoint.in_([row.name for row in rows])
             )
         ).one()
-        behind = connection.scalar(
-            sa.select(outbox.c.created_us)
-            .where(outbox.c.id > min(row.event for row in rows))
-            .order_by(outbox.c.id)
-            .limit(1)
-        )
-    since = min((at_us for at_us in (oldest, behind) if at_us is not None), default=None)
-    events = waiting + sum(max(0, last - row.event) for row in rows)
+        first = Place(*(min(places) for places in zip(*map(_place, rows), strict=True)))
+        behind = events_behind(connection, first, last, 2)
+    since = min([one.created_us for one in behind] + [oldest] * (oldest is not None), default=None)
+    events = waiting + sum(max(0, last.past(_place(row))) for row in rows)
     return Backlog(events, 0.0 if since is None else max(0.0, (now_us() - since) / 1e6))
+
+
+def _place(row: Any) -> Place:
+    return Place(row.event, row.stock_event)
 
 
 def enable(connection: Connection, name: str) -> bool:
@@ -174,12 +178,14 @@ def _find(connection: Connection, delivery_id: int) -> Any:
 
 
 def _view(row: Any) -> Delivery:
+    of_stock = row.type.startswith(OF_STOCK)
     return Delivery(
         str(row.id),
         row.endpoint,
         shown_id(row.event_id),
         row.type,
-        format_uuid(row.subject),
+        None if of_stock else format_uuid(row.subject),
+        row.subject.decode() if of_stock else None,
         row.state,
         row.attempts,
         format_instant(row.created_us),

@@ -37,7 +37,7 @@ from processors.attempts import (
     pause_s,
 )
 from processors.deliveries import Due, Ended, Standing, Told
-from processors.events import Event
+from processors.events import Event, Place
 from processors.instants import now_us
 from processors.outbox import bodies_of, end_of, events_behind
 from processors.store import Store, StoreBusy, StoreUnavailable
@@ -74,12 +74,12 @@ class Item(Struct, frozen=True):
 
 
 class Round(Struct, frozen=True):
-    """What is to be told next; `place`: how far the outbox was looked at; `blocked`: subjects of
+    """What is to be told next; `place`: how far it was looked; `blocked`: subjects of
     which something waits that is not due."""
 
     items: list[Item]
     bodies: dict[bytes, bytes]
-    place: int
+    place: Place
     blocked: set[bytes]
 
 
@@ -101,7 +101,7 @@ class Relay:
         self.patience = Patience()
         self.recorder = Recorder(store)
         self._commits = Commits(ring)
-        self._end = 0
+        self._end = Place(0, 0)
         self._end_at: int | None = None  # the count of commits when the end was asked for
 
     def stop(self) -> None:
@@ -147,13 +147,13 @@ class Relay:
         """Nothing more is to be begun."""
         return self._stop.is_set()
 
-    async def end(self) -> int:
-        """How far the outbox may be told. Raises StoreUnavailable."""
+    async def end(self) -> Place:
+        """How far may be told. Raises StoreUnavailable."""
         commits = self.ring.commits
         if commits != self._end_at:
             found = await asyncio.to_thread(end_of, self.store)
             if found is not None:
-                self._end, self._end_at = max(found, self._end), commits
+                self._end, self._end_at = Place(*map(max, found, self._end)), commits
         return self._end
 
     def forget_end(self) -> None:
@@ -252,7 +252,7 @@ class Courier:
     ) -> None:
         self._relay = relay
         self._endpoint = endpoint
-        self._place = self._recorded = standing.event
+        self._place = self._recorded = standing.place
         self._disabled = standing.disabled_us is not None
         self._sender = sender
         self._breaker = Breaker()
@@ -267,7 +267,7 @@ class Courier:
                 except StoreUnavailable as error:
                     log.debug("%s: %s", self._endpoint.name, error)
                     await self._relay.sleep(AGAIN_S)
-            if self._place > self._recorded:
+            if self._place != self._recorded:
                 await self._record([])
         finally:
             await self._sender.close()
@@ -287,8 +287,8 @@ class Courier:
         if one.items:
             await self._tell(one)
             return
-        passed, self._place = one.place > self._place, one.place
-        if self._place - self._recorded > (PASSED_MAX if passed else 0):
+        passed, self._place = one.place != self._place, one.place
+        if self._place.past(self._recorded) > (PASSED_MAX if passed else 0):
             await self._record([])
         if not passed:
             await self._rest()
@@ -298,10 +298,14 @@ class Courier:
         one = await self._read(ROUND)
         oldest_us = now_us() - GIVE_UP_S * SECOND_US
         new = [item.event for item in one.items if item.due is None]
-        old = list(takewhile(lambda event: event.created_us < oldest_us, new))
+        old = [
+            event
+            for some in ([e for e in new if e.of_stock], [e for e in new if not e.of_stock])
+            for event in takewhile(lambda event: event.created_us < oldest_us, some)
+        ]
         if not old:
             return False
-        self._place = old[-1].place
+        self._place = self._place.behind(old)
         await self._record([Ended(event, "failed", error=NOT_SENT) for event in old])
         return True
 
@@ -327,13 +331,13 @@ class Courier:
         end = await self._relay.end()
         return await self._ask(lambda: self._read_round(count, end))
 
-    def _read_round(self, count: int, end: int) -> Round:
+    def _read_round(self, count: int, end: Place) -> Round:
         name = self._endpoint.name
         with self._relay.store.reading() as connection:
             # No more than half, so that what is tried again keeps nothing new waiting.
             due = deliveries.due_of(connection, name, now_us(), max(1, count // 2))
             found = events_behind(connection, self._place, end, max(0, count - len(due)))
-            place = found[-1].place if found else self._place
+            place = self._place.behind(found)
             new = [one for one in found if self._endpoint.wants(one.type)]
             new = deliveries.not_told(connection, name, new) if new else []
             subjects = {one.subject for one in new} - {one.event.subject for one in due}
@@ -374,7 +378,7 @@ class Courier:
             body = one.bodies.get(item.event.id)
             if body is None:
                 gone = _untried(item, "failed")
-                ended.append(replace(gone, error="its order is not kept any more"))
+                ended.append(replace(gone, error="it is not kept any more"))
                 continue
             last = await self._attempt(item, body)
             ended.append(last)

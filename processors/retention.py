@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,6 +51,7 @@ from processors.moving import everything
 from processors.requests import forget_requests
 from processors.settings import Settings
 from processors.statements import Hot
+from processors.stock_events import forget_stock_events
 from processors.store import Store, StoreBroken, StoreUnavailable
 from processors.tables import NAMESAKE_US, lots, movements, orders, outbox, skus
 from ringbuf import RingError, Segment, SegmentError
@@ -113,6 +115,7 @@ class Pass(Struct):
     requests_gone: bool = False
     delivery: int = 0
     deliveries_gone: bool = False
+    stock_events_gone: bool = False
     orders: int = 0
     movements: int = 0
 
@@ -212,6 +215,8 @@ class Retention:
                 rows = self.forgetting.rows
                 last = forget_deliveries(connection, one.delivery, one.limit_us, rows)
             one.delivery, one.deliveries_gone = last or one.delivery, last is None
+        elif not one.stock_events_gone:
+            self._forget_stock_events(one)
         else:
             self._end(one)
             return False
@@ -246,9 +251,10 @@ class Retention:
         rows = self.forgetting.rows
         with self._store.reading() as connection:
             told = told_up_to(connection, self._told_to)
+            last = sys.maxsize if told is None else told.event
             events = connection.execute(
                 sa.select(outbox.c.id, outbox.c.order_id, outbox.c.round, outbox.c.created_us)
-                .where(outbox.c.id > one.event, *([] if told is None else [outbox.c.id <= told]))
+                .where(outbox.c.id > one.event, outbox.c.id <= last)
                 .order_by(outbox.c.id)
                 .limit(rows)
             ).all()
@@ -289,6 +295,16 @@ class Retention:
             connection.execute(replays)
         one.orders += gone
         self.removed += gone
+
+    def _forget_stock_events(self, one: Pass) -> None:
+        rows = self.forgetting.rows
+        with self._writing(self.forgetting) as connection:
+            told = told_up_to(connection, self._told_to)
+            place = None if told is None else told.stock_event
+            gone = forget_stock_events(connection, place, one.limit_us, rows)
+            if gone:
+                forget_before(connection, one.limit_us)
+        one.stock_events_gone = gone < rows
 
     # ---- movements -----------------------------------------------------------------------------
 

@@ -210,6 +210,8 @@ stock_events = sa.Table(
     sqlite_strict=True,
 )
 
+stock_events_of_sku = sa.Index("stock_events_of_sku", stock_events.c.sku_id, stock_events.c.seq)
+
 # Below what a sku is low, in thousandths; the sku '' stands for all that have no row of their own.
 low_stock = sa.Table(
     "low_stock",

@@ -35,7 +35,7 @@ SECRET_FILE_BYTES_MAX = 4096
 # The new one and the one that it replaces.
 SECRETS_MAX = 2
 ORDER_EVENTS = ("order.allocated", "order.rejected", "order.dead", "order.cancelled")
-STOCK_EVENTS = ("stock.low",)
+STOCK_EVENTS = ("stock.low", "stock.expired")
 EVENTS = ORDER_EVENTS + STOCK_EVENTS
 TEST_EVENT = "webhook.test"
 FIELDS = ("name", "url", "secret", "events", "disabled")

@@ -7,7 +7,7 @@ import pytest
 from processors import deliveries
 from processors.deliveries import Ended, Told
 from processors.delivery_list import backlog
-from processors.events import Event
+from processors.events import Event, Place
 from processors.outbox import events_behind
 from processors.retention import Retention
 from processors.webhooks import Endpoint
@@ -27,11 +27,12 @@ def told(house: House) -> House:
 
 def events(house: House) -> list[Event]:
     with house.store.reading() as connection:
-        return events_behind(connection, 0, 1000, 100)
+        return events_behind(connection, Place(0, 0), Place(1000, 1000), 100)
 
 
 def record(house: House, endpoint: Endpoint, ended: list[Ended], place: int | None = None) -> None:
-    house.store.commit(deliveries.record, [Told(endpoint.name, ended, place)])
+    up_to = None if place is None else Place(place, 0)
+    house.store.commit(deliveries.record, [Told(endpoint.name, ended, up_to)])
 
 
 def forget(house: House, *names: str) -> None:
@@ -129,5 +130,8 @@ def test_a_changed_url_enables_and_a_new_endpoint_begins_at_the_end(told: House)
     new = Endpoint("new", "http://127.0.0.1:4/", SHOP.secrets)
     found = told.store.commit(deliveries.enlist, [moved, new])
     assert found["shop"].disabled_us is None
-    assert (found["shop"].event, found["new"].event) == (0, events(told)[-1].place)
+    assert (found["shop"].place, found["new"].place) == (
+        Place(0, 0),
+        Place(events(told)[-1].place, 0),
+    )
     assert "bank" not in found

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from processors import deliveries
 from processors.deliveries import Ended, Told
-from processors.events import Event
+from processors.events import Event, Place
 from processors.settings import Settings, WebhookSettings
 from processors.webhooks import Endpoint
 from processors.webhooks_verb import main
@@ -29,7 +29,7 @@ def settings(house: House) -> Settings:
     house.store.commit(deliveries.enlist, [SHOP])
     key = b"A" * 16
     ended = Ended(Event(1, key, key, 0, "order.dead", 1), "failed", attempts=3, error="no")
-    house.store.commit(deliveries.record, [Told("shop", [ended], 1)])
+    house.store.commit(deliveries.record, [Told("shop", [ended], Place(1, 0))])
     told = WebhookSettings(endpoints=(SHOP,))
     return Settings(str(house.folder), house.url, webhooks=told)
 

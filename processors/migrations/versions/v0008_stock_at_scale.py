@@ -66,6 +66,7 @@ def make_tables() -> None:
         sa.CheckConstraint("type IN ('stock.low', 'stock.expired')", name="stock_events_type"),
         sqlite_strict=True,
     )
+    op.create_index("stock_events_of_sku", "stock_events", ["sku_id", "seq"])
     op.create_table(
         "low_stock",
         sa.Column("sku", BYTE_TEXT, primary_key=True),
