@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 
 from processors.events import Event, Place
 from processors.instants import now_us
-from processors.outbox import last_place
+from processors.places import last_place
 from processors.tables import deliveries, endpoints
 from processors.webhooks import Endpoint
 

@@ -10,8 +10,9 @@ from sqlalchemy.engine import Connection
 
 from processors.events import OF_STOCK, Place
 from processors.instants import now_us
-from processors.outbox import events_behind, last_place
+from processors.outbox import events_behind
 from processors.paging import Int64, Page, bounded, decode_cursor, encode_cursor
+from processors.places import last_place
 from processors.schema import format_instant, format_uuid
 from processors.store import Store
 from processors.tables import deliveries, endpoints

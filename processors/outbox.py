@@ -1,9 +1,4 @@
-"""Reading what is to be told: the events behind a place, in the order in which they may be told.
-
-On SQLite ids are in the order of commits. On PostgreSQL they are not: a transaction may commit
-behind one with a later id, and whoever went on from there would never see its event. A lock that
-waits for all who are writing events shows an end that nobody can come in front of any more.
-"""
+"""Reading what is to be told: the events behind a place, in the order in which they may be told."""
 
 from __future__ import annotations
 
@@ -17,37 +12,8 @@ from processors.events import Event, Place
 from processors.orders import view_orders
 from processors.schema import format_instant
 from processors.stock_events import data_of, stock_events_behind
-from processors.store import Store, StoreBusy
-from processors.tables import outbox, stock_events
+from processors.tables import outbox
 from processors.webhooks import event_id
-
-# Workers that come meanwhile wait behind the one who asks, so he asks shortly, and again later.
-LOCK_S_MAX = 0.05
-
-
-def end_of(store: Store) -> Place | None:
-    """The last places; all up to them is committed, or never will be. None: others are writing, ask
-    again. Raises StoreUnavailable."""
-    if store.engine.dialect.name == "sqlite":
-        with store.reading() as connection:
-            return last_place(connection)
-    try:
-        with store.writing() as connection:
-            connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_S_MAX * 1000:.0f}ms'"))
-            # In the order in which workers write to them.
-            connection.execute(sa.text("LOCK TABLE stock_events, outbox IN SHARE MODE"))
-            return last_place(connection)
-    except StoreBusy:
-        return None
-
-
-def last_place(connection: Connection) -> Place:
-    """Of what the connection sees."""
-    lasts = (
-        sa.select(sa.func.coalesce(sa.func.max(table.c.id), 0)).scalar_subquery()
-        for table in (outbox, stock_events)
-    )
-    return Place(*connection.execute(sa.select(*lasts)).one())
 
 
 def events_behind(connection: Connection, place: Place, end: Place, count: int) -> list[Event]:

@@ -39,7 +39,8 @@ from processors.attempts import (
 from processors.deliveries import Due, Ended, Standing, Told
 from processors.events import Event, Place
 from processors.instants import now_us
-from processors.outbox import bodies_of, end_of, events_behind
+from processors.outbox import bodies_of, events_behind
+from processors.places import end_of
 from processors.store import Store, StoreBusy, StoreUnavailable
 from processors.webhooks import Endpoint, shown_url
 from ringbuf import Ring, RingError
