@@ -37,9 +37,10 @@ from ingest.origin import origin_of
 from ingest.outcomes import Outcomes
 from ingest.owners import sees
 from ingest.patience import applied, asked_wait_s, preferred_wait_s
-from ingest.problems import NO_SUCH_ORDER
+from ingest.problems import BAD_QUERY, NO_SUCH_ORDER
 from ingest.stock import read_query
-from processors.orders import find_order
+from processors.explaining import explain_order
+from processors.orders import OrderView, find_order
 from processors.quantity import format_quantity
 from processors.schema import (
     Order,
@@ -121,7 +122,9 @@ class GetOrder:
         key = parse_uuid(text)
         if key is None:
             return unknown(text)
-        wait_s, seen = asked_wait_s(read_query(scope, "wait")), self._outcomes.commits
+        query = read_query(scope, "wait", "explain")
+        explained = asked_to_explain(query)
+        wait_s, seen = asked_wait_s(query), self._outcomes.commits
         found = self._ring.find(key)
         if found is not None and not await self._flight.settled([found.item]):
             must_see(scope, key, owner_in(found))
@@ -130,7 +133,7 @@ class GetOrder:
             waiting = self._outcomes.of(identity(found.item), seen, wait_s)
             final = await unless_hung_up(scope, waiting)
             if final is not None:
-                return tagged(scope, final.to_json_dict())
+                return await self._final(scope, key, final, explained)
             # It has been moving: what is known now, and not what was known then.
             found = self._ring.find(key)
             if found is not None:
@@ -140,7 +143,24 @@ class GetOrder:
         if view is None:
             return unknown(format_uuid(key))
         must_see(scope, key, view.owner)
-        return tagged(scope, view.to_json_dict())
+        return await self._final(scope, key, view, explained)
+
+    async def _final(self, scope: Scope, key: bytes, view: OrderView, explained: bool) -> Answer:
+        if not explained:
+            return tagged(scope, view.to_json_dict())
+        found = await self._database.ask(explain_order, key)
+        if found is None:
+            return unknown(format_uuid(key))
+        view, explanation = found
+        return tagged(scope, view.to_json_dict() | {"explanation": explanation.to_json_dict()})
+
+
+def asked_to_explain(query: dict[str, str]) -> bool:
+    """Refused for what is neither true nor false."""
+    text = query.get("explain", "false")
+    if text not in ("true", "false"):
+        raise Refused(problem(BAD_QUERY, f"explain must be true or false, is {text[:100]}"))
+    return text == "true"
 
 
 def unknown(order_id: str) -> Answer:

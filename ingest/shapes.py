@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from processors.explaining import Why
 from processors.inventory import State
 from processors.paging import CURSOR_CHARACTERS_MAX, LIMIT_MAX
 from processors.quantity import QUANTITY_MAX
@@ -164,9 +165,38 @@ class Timings(Struct):
     notified: InstantOut | UnsetType | None = UNSET
 
 
+class Candidate(Struct):
+    """A lot that was used for a line, or passed over, and why; `used`: what the order was given."""
+
+    lot_id: Code
+    expires_at: InstantOut
+    received_at: InstantOut
+    used: QuantityOut
+    why: Why
+
+
+class LineExplained(Struct):
+    """The lots of a line, in the order of use. `moment`: what was not later than that had expired.
+    `more_lots`: others were passed over, further away."""
+
+    sku: Code
+    quantity: QuantityOut
+    moment: InstantOut
+    lots: list[Candidate]
+    more_lots: bool
+
+
+class Explained(Struct):
+    """Why these lots; `detail`: why it was rejected, null when it was not."""
+
+    detail: str | None
+    lines: list[LineExplained]
+
+
 class OrderOut(Struct):
     """An order and how it fares. `position` only while it is queued; of an order that was damaged
-    in memory, or let go as a dead letter, the content is missing or null."""
+    in memory, or let go as a dead letter, the content is missing or null. `explanation` only when
+    it is asked for, and there is an outcome."""
 
     order_id: OrderId
     status: Status
@@ -178,6 +208,7 @@ class OrderOut(Struct):
     reference: str | UnsetType | None = UNSET
     metadata: dict[str, str] | UnsetType | None = UNSET
     lines: list[LineOut] | UnsetType = UNSET
+    explanation: Explained | UnsetType = UNSET
 
 
 class LotOut(Struct):

@@ -6,16 +6,26 @@ movements, balances and the skus' rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from processors.fefo import Portion, ReadLots, Shelf, StockedLot, allocate
+from processors.fefo import (
+    UNKNOWN_SKU,
+    Portion,
+    ReadLots,
+    Shelf,
+    StockedLot,
+    Verdict,
+    allocate,
+)
 from processors.instants import now_us
 from processors.pipeline import Outcome, Work
 from processors.posting import STOCK_LOW, ran_low
+from processors.quantity import format_quantity
 from processors.statements import Hot, HotKeys, Row
 from processors.tables import IN_STOCK, lots, movements, skus, stock_events
 
@@ -32,6 +42,10 @@ BEHIND_LAST = sa.tuple_(lots.c.expires_us, lots.c.received_us, lots.c.lot_id) > 
     sa.bindparam("received", type_=lots.c.received_us.type),
     sa.bindparam("lot", type_=lots.c.lot_id.type),
 )
+
+
+# What lots of a sku have that expired since somebody noted such (processors/expiring.py).
+Lately = Callable[[str], int]
 
 
 class Locked(NamedTuple):
@@ -122,6 +136,15 @@ class Allocator:
         self._insert_movements = Hot(
             sa.insert(movements), "sku_id", "seq", "lot", "delta", "kind", "order_id", "at_us"
         )
+        self._expired_lately = Hot(
+            sa.select(sa.func.sum(lots.c.available)).where(
+                lots.c.sku_id == sa.bindparam("sku_id"),
+                IN_STOCK,
+                lots.c.expires_us <= sa.bindparam("moment"),
+            ),
+            "sku_id",
+            "moment",
+        )
         self._insert_low = Hot(
             sa.insert(stock_events), "sku_id", "seq", "type", "quantity", "below", "created_us"
         )
@@ -143,10 +166,19 @@ class Allocator:
         for work, verdict in zip(orders, verdicts, strict=True):
             postings.add(work.order_id, verdict.portions)
         self._write(transaction, postings)
-        return [
-            ALLOCATED if verdict.reason is None else Outcome.rejected(verdict.reason)
-            for verdict in verdicts
-        ]
+        lately = self._lately(transaction, locked, moment_us)
+        return [_outcome(verdict, lately) for verdict in verdicts]
+
+    def _lately(self, transaction: Connection, locked: list[Locked], moment_us: int) -> Lately:
+        """Asked only for a sku of which an order wanted too much."""
+        numbers = {one.sku: one.number for one in locked}
+
+        @cache
+        def lately(sku: str) -> int:
+            (row,) = self._expired_lately.all(transaction, (numbers[sku], moment_us))
+            return int(row[0] or 0)
+
+        return lately
 
     def _write(self, transaction: Connection, postings: Postings) -> None:
         self._set_sku.many(transaction, postings.sku_rows())
@@ -168,6 +200,18 @@ class Allocator:
             return map(StockedLot._make, rows)
 
         return read
+
+
+def _outcome(verdict: Verdict, lately: Lately) -> Outcome:
+    lack = verdict.lack
+    if verdict.reason is None or lack is None:
+        return ALLOCATED
+    if verdict.reason == UNKNOWN_SKU:
+        return Outcome.rejected(UNKNOWN_SKU, f"no lot of {lack.sku} was ever entered")
+    left = format_quantity(lack.left if lack.exact else lack.left - lately(lack.sku))
+    wanted = format_quantity(lack.wanted)
+    detail = f"{wanted} of {lack.sku} wanted, {left} available"
+    return Outcome.rejected(verdict.reason, detail)
 
 
 def _lots(bound: sa.ColumnElement[bool]) -> sa.Select[tuple[int, int, str, int, int]]:

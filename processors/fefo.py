@@ -40,11 +40,23 @@ class Portion(NamedTuple):
     thousandths: int
 
 
+class Lack(NamedTuple):
+    """Of which sku an order wanted more than there was, or which there never was; thousandths.
+    `left`: at most so much was there; `exact`: it was all there was."""
+
+    sku: str
+    wanted: int
+    left: int
+    exact: bool
+
+
 class Verdict(Struct, frozen=True):
-    """Of one order: its portions (line by line, in the order of use), or the reason of refusal."""
+    """Of one order: its portions (line by line, in the order of use), or the reason of refusal and
+    the first line for which it holds."""
 
     portions: list[Portion]
     reason: str | None = None
+    lack: Lack | None = None
 
 
 # The lots that come behind one (None: from the first) in the order of use: none when that was the
@@ -76,6 +88,11 @@ class Shelf:
         while self.left < thousandths <= self.total and not self._read_all:
             self._read_more()
         return self.left >= thousandths
+
+    def lack(self, sku: str, thousandths: int) -> Lack:
+        """That much is not covered."""
+        left = self.left if self._read_all else self.total
+        return Lack(sku, thousandths, left, self._read_all)
 
     def give(self, sku: str, thousandths: int) -> list[Portion]:
         """Takes that much away; it must be covered."""
@@ -112,10 +129,11 @@ def serve(shelves: Mapping[str, Shelf], lines: list[Line]) -> Verdict:
     """Gives one order all of its lines or nothing. One line per sku, each more than 0."""
     for line in lines:
         if line.sku not in shelves:
-            return Verdict([], UNKNOWN_SKU)
+            return Verdict([], UNKNOWN_SKU, Lack(line.sku, line.thousandths, 0, True))
     for line in lines:
-        if not shelves[line.sku].covers(line.thousandths):
-            return Verdict([], INSUFFICIENT_STOCK)
+        shelf = shelves[line.sku]
+        if not shelf.covers(line.thousandths):
+            return Verdict([], INSUFFICIENT_STOCK, shelf.lack(line.sku, line.thousandths))
     portions: list[Portion] = []
     for line in lines:
         portions += shelves[line.sku].give(line.sku, line.thousandths)

@@ -189,7 +189,7 @@ FLAGS: tuple[Flag, ...] = (
         "low-stock",
         "stock.low",
         "text",
-        "a sku with less than that available is told of; some skus: [low-stock-of] in the file",
+        "below that, stock.low is told; sku by sku: [low-stock-of] in the file",
         unit="a quantity, as in 12.5",
         default_text="none, no event stock.low",
     ),

@@ -40,6 +40,7 @@ from sqlalchemy.engine import Connection
 from processors.schema import Order
 
 REASON_CHARACTERS_MAX = 200
+DETAIL_CHARACTERS_MAX = 1000
 
 
 class Work(Struct, frozen=True):
@@ -54,16 +55,18 @@ class Work(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """What became of an order; `reason` (1 to 200 characters) only when it was rejected. No
-    processor cancels."""
+    """What became of an order; `reason` (1 to 200 characters) and `detail` (at most 1000) only when
+    it was rejected. No processor cancels."""
 
     status: Literal["allocated", "rejected", "cancelled"]
     reason: str | None = None
+    detail: str | None = None
 
     @classmethod
-    def rejected(cls, reason: str) -> Self:
-        """Nothing was given; the reason is for the client's program."""
-        return cls("rejected", reason)
+    def rejected(cls, reason: str, detail: str | None = None) -> Self:
+        """Nothing was given; the reason is for the client's program, the detail for people, who see
+        it with `GET /orders/{id}?explain=true`."""
+        return cls("rejected", reason, detail)
 
 
 class Retry(Exception):
@@ -107,10 +110,11 @@ def check_outcomes(outcomes: Sequence[Outcome], orders: Sequence[Work]) -> None:
     if len(outcomes) != len(orders):
         raise ProcessorError(f"{len(outcomes)} outcomes for {len(orders)} orders")
     for outcome in outcomes:
-        if outcome.status == "allocated" and outcome.reason is None:
+        reason, detail = outcome.reason or "", outcome.detail or ""
+        if outcome.status == "allocated" and outcome.reason is outcome.detail is None:
             continue
-        reason = outcome.reason or ""
-        if outcome.status != "rejected" or not 1 <= len(reason) <= REASON_CHARACTERS_MAX:
+        fits = 1 <= len(reason) <= REASON_CHARACTERS_MAX and len(detail) <= DETAIL_CHARACTERS_MAX
+        if outcome.status != "rejected" or not fits:
             raise ProcessorError(f"{outcome!r} is no outcome")
 
 

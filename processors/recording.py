@@ -110,7 +110,7 @@ class Recorder:
             job.taken_us,
             now,
             job.tries + 1,
-            death and death.cause,
+            outcome.detail if outcome else death and death.cause,
             item.payload if bare else None,
             job.header.owner,
             job.header.request_id,

@@ -22,8 +22,8 @@ metadata = sa.MetaData()
 # One row per order with a final outcome. `ring_epoch` and `ring_sequence` say which slot it came
 # through: within one epoch the sequence is the order of arrival. `payload` keeps the bytes of an
 # order that can't be read as one (of a damaged one all of its slot's, record header first).
-# `cause` explains a dead order to people, `reason` to programs. `owner`: the name of the API key
-# that posted it; `request_id`, `traceparent`: of the request that did.
+# `cause` explains a dead or rejected order to people, `reason` to programs. `owner`: the name of
+# the API key that posted it; `request_id`, `traceparent`: of the request that did.
 orders = sa.Table(
     "orders",
     metadata,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -50,6 +50,12 @@ WAIT = Parameter(
     "wait",
     Annotated[int, Meta(ge=0, le=WAIT_S_MAX)],
     "seconds: answer as soon as there is an outcome, or with what is known then",
+)
+
+EXPLAIN = Parameter(
+    "explain",
+    Literal["true", "false"],
+    "true: with why these lots, which were passed over and why, once there is an outcome",
 )
 
 POST_ORDER = Operation(
@@ -134,7 +140,7 @@ GET_ORDER = Operation(
     tag="Orders",
     summary="How an order fares",
     text="Found from the moment it was answered 202. Allocated in full or rejected in full.",
-    parameters=(WAIT, IF_NONE_MATCH),
+    parameters=(WAIT, EXPLAIN, IF_NONE_MATCH),
     replies={
         200: Reply("the order", shapes.OrderOut, (ETAG,), links=("getDeadLetter",)),
         304: Reply("as it was", None, (ETAG,)),

@@ -8,16 +8,29 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 
-from processors import allocation, cancelling, inventory, listing, recalling, recording, worker
+from processors import (
+    allocation,
+    cancelling,
+    expiring,
+    inventory,
+    listing,
+    recalling,
+    recording,
+    worker,
+)
 from processors.cancelling import Canceller, Verdict
+from processors.expiring import Expirer
 from processors.inventory import add_lot, adjust_lot
 from processors.listing import Wanted, list_orders
+from processors.low_stock import set_thresholds
 from processors.quantity import format_quantity
 from processors.recalling import Holder, list_holders, recall_lot
 from processors.schema import (
@@ -58,11 +71,17 @@ class ModelLot:
     available: int
     body: Lot
     recalled: bool = False
+    expired: bool = False
 
 
 @dataclass
 class Model:
+    """`low`: how often each sku went below its threshold."""
+
     lots: dict[str, ModelLot] = field(default_factory=dict)
+    below: dict[str, int] = field(default_factory=dict)
+    low: Counter[str] = field(default_factory=Counter)
+    told_expired: dict[str, int] = field(default_factory=dict)
     outcomes: dict[bytes, tuple[str, str | None]] = field(default_factory=dict)
     given: dict[bytes, Counter[tuple[str, str]]] = field(default_factory=dict)
 
@@ -76,6 +95,27 @@ class Model:
             lot.lot_id, lot.sku, lot.expires_us, received_us, lot.thousandths, lot
         )
         return "created"
+
+    def sums(self, sku: str) -> tuple[int, int]:
+        """What is available, noted expiries alone counting, and what has expired."""
+        of_sku = [lot for lot in self.lots.values() if lot.sku == sku and not lot.recalled]
+        expired = sum(lot.available for lot in of_sku if lot.expired)
+        return sum(lot.available for lot in of_sku) - expired, expired
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Counts who is low after it and was not before."""
+        before = {sku: self.sums(sku)[0] for sku in self.below}
+        yield
+        for sku, below in self.below.items():
+            self.low[sku] += self.sums(sku)[0] < below <= before[sku]
+
+    def expire(self, now: int) -> None:
+        for lot in self.lots.values():
+            if lot.expires_us <= now and not lot.expired:
+                lot.expired = True
+                if lot.available and not lot.recalled:
+                    self.told_expired[lot.lot_id] = lot.available
 
     def adjust(self, lot_id: str, delta: int) -> tuple[str, int | None]:
         lot = self.lots.get(lot_id)
@@ -99,7 +139,10 @@ class Model:
             usable = [
                 lot
                 for lot in self.lots.values()
-                if lot.sku == line.sku and lot.expires_us > now and not lot.recalled
+                if lot.sku == line.sku
+                and lot.expires_us > now
+                and not lot.recalled
+                and not lot.expired
             ]
             for lot in sorted(
                 usable, key=lambda one: (one.expires_us, one.received_us, one.lot_id)
@@ -146,7 +189,10 @@ class Story:
         self.told = self.bursts = 0
         self.canceller = Canceller(house.ring.epoch)
         self.withdrawn = self.given_back = self.recalled = 0
-        for module in (allocation, cancelling, inventory, recalling, recording, worker):
+        self.model.below = {sku: 3000 * number for number, sku in enumerate(SKUS)}
+        set_thresholds(house.store, {sku: n for sku, n in self.model.below.items() if n})
+        self.expirer = Expirer(house.store)
+        for module in (allocation, cancelling, expiring, inventory, recalling, recording, worker):
             patch.setattr(module, "now_us", lambda: self.now)
         for module in (listing, recalling):
             patch.setattr(module, "SCAN_MAX", SCAN)
@@ -167,9 +213,12 @@ class Story:
                     self.cancel()
                 elif what < 0.54:
                     self.recall()
+                elif what < 0.6:
+                    self.expire()
                 else:
                     self.burst(min(steps - self.told, self.random.randint(1, BURST_MAX)))
         self.compare_lots()
+        self.compare_sums()
         self.compare_lists()
         report = self.house.audit()
         assert report.ok, list(report.lines())
@@ -180,6 +229,8 @@ class Story:
     def counts(self) -> str:
         said = [f"{count} orders {status}" for status, count in sorted(self.outcomes().items())]
         said += [f"{self.withdrawn} of them while they waited", f"{self.recalled} recalls"]
+        said += [f"{len(self.model.told_expired)} lots expired with stock left"]
+        said += [f"{self.model.low.total()} times a sku was low"]
         return ", ".join([f"{len(self.model.lots)} lots", *said])
 
     def receive(self) -> None:
@@ -209,7 +260,22 @@ class Story:
         delta = self.random.choice([-1, 1]) * self.random.randint(1, 8) * 500
         self.told += 1
         result = adjust_lot(self.house.store, lot_id, Adjustment(delta, "counted"))
-        assert (result.outcome, result.available) == self.model.adjust(lot_id, delta)
+        with self.model.watching():
+            assert (result.outcome, result.available) == self.model.adjust(lot_id, delta)
+
+    def expire(self) -> None:
+        self.told += 1
+        before = self.expiries()
+        while self.expirer.step():
+            pass
+        with self.model.watching():
+            self.model.expire(self.now)
+        noted = sum(lot.expired for lot in self.model.lots.values())
+        assert self.expiries() == noted >= before
+        self.compare_sums()
+
+    def expiries(self) -> int:
+        return int(self.house.rows("SELECT count(*) FROM movements WHERE kind = 'expire'")[0][0])
 
     def cancel(self) -> None:
         key = b"unknown".ljust(16)
@@ -228,7 +294,8 @@ class Story:
             assert recall_lot(self.house.store, "unknown", limit=1) is None
             return
         lot_id = str(self.random.choice(self.bodies[-20:]).lot_id)
-        self.model.lots[lot_id].recalled = True
+        with self.model.watching():
+            self.model.lots[lot_id].recalled = True
         self.recalled += 1
         recall = recall_lot(self.house.store, lot_id, limit=3)
         assert recall is not None
@@ -259,7 +326,8 @@ class Story:
             # What has its outcome would give back at once, before those that wait in front of it.
             if key not in self.model.outcomes and self.random.random() < 0.05:
                 self.withdraw(key)
-            self.model.order(key, order, self.now)
+            with self.model.watching():
+                self.model.order(key, order, self.now)
             told[key] = None
         self.house.ring.close()
         self.random.choice(self.workers).run(self.reader)
@@ -320,6 +388,20 @@ class Story:
             found = {row.lot_id: row.available for row in connection.execute(query)}
         wanted = self.model.lots if names is None else names
         assert found == {name: self.model.lots[name].available for name in wanted}
+
+    def compare_sums(self) -> None:
+        rows = self.house.rows("SELECT sku, available, expired FROM skus")
+        found = {row[0]: row[1:] for row in rows}
+        assert found == {sku: self.model.sums(sku) for sku in found}
+        low = self.house.rows(
+            "SELECT sku, count(*) FROM stock_events JOIN skus ON skus.id = sku_id"
+            " WHERE type = 'stock.low' GROUP BY sku"
+        )
+        assert dict(low) == {sku: count for sku, count in self.model.low.items() if count}
+        expired = self.house.rows(
+            "SELECT lot_id, quantity FROM stock_events JOIN lots ON lots.id = lot"
+        )
+        assert dict(expired) == self.model.told_expired
 
     def compare_lists(self) -> None:
         for status in (None, "allocated", "rejected", "cancelled"):

@@ -47,6 +47,6 @@ def test_the_statements_of_the_pipeline_compile_for_other_databases_too() -> Non
     dialect: Any = PGDialect_psycopg
     hot = [value for value in vars(Allocator()).values() if isinstance(value, Hot)]
     hot += [value for value in vars(Recorder(1)).values() if isinstance(value, Hot)]
-    assert len(hot) == 8
+    assert len(hot) == 9
     for statement in hot:
         assert "%(" in str(statement._statement.compile(dialect=dialect()))

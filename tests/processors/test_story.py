@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from processors import allocation, cancelling, fefo
+from processors import allocation, cancelling, fefo, posting
 from processors.fefo import INSUFFICIENT_STOCK, UNKNOWN_SKU, Portion, Shelf, Verdict
 from processors.posting import Sku
 from processors.schema import Line, Order
@@ -91,7 +91,11 @@ def last_come_is_first_served(patch: pytest.MonkeyPatch) -> None:
 
 
 def recalled_is_used(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(allocation, "IN_STOCK", sa.text("available > 0"))
+    patch.setattr(allocation, "IN_STOCK", sa.text("available > 0 AND expired_seq IS NULL"))
+
+
+def a_sum_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(posting.Sku, "changes", lambda *_: None)
 
 
 def all_comes_back_to_the_first_lot(patch: pytest.MonkeyPatch) -> None:
@@ -114,6 +118,7 @@ def all_comes_back_to_the_first_lot(patch: pytest.MonkeyPatch) -> None:
         last_come_is_first_served,
         recalled_is_used,
         all_comes_back_to_the_first_lot,
+        a_sum_is_forgotten,
     ],
 )
 def test_a_mistake_in_the_product_is_found(
