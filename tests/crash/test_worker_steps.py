@@ -63,6 +63,16 @@ ADOPTING = [
 ]
 
 
+NOTING = [
+    Cut("processors.expiring:Expirer._note", "before"),
+    Cut("processors.expiring:lock_skus", "after"),
+    Cut("processors.expiring:expire", "after", 2),
+    Cut("processors.expiring:post", "before"),
+    Cut("processors.expiring:post", "after"),
+    Cut("processors.expiring:Expirer._note", "after"),
+]
+
+
 class Shop:
     """A ring and a database that workers come to and die in."""
 
@@ -197,13 +207,29 @@ def test_a_worker_killed_while_it_buries_an_order_buries_it_once(shop: Shop) -> 
 
 
 @pytest.mark.prove
+def test_a_worker_killed_while_it_notes_what_expired_notes_it_once(shop: Shop) -> None:
+    house = shop.house
+    for cut in [*NOTING, Cut("processors.expiring:Expirer.step", "after")]:
+        shop.orders()
+        house.stock(*(house.lot(f"{cut} {i}", "HAM", 500, hours=-1) for i in range(2)))
+        noted = len(house.rows("SELECT id FROM stock_events"))
+        shop.killed_at(cut)
+        done = 2 if cut not in NOTING else 0
+        assert len(house.rows("SELECT id FROM stock_events")) == noted + done
+        shop.is_worked_off()
+        assert len(house.rows("SELECT id FROM stock_events")) == noted + 2
+        assert house.rows("SELECT expired FROM skus") == [(500 * (noted + 2),)]
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("adopt", [(), (LEFT_HAND,)], ids=["own hand", "another's hand"])
 def test_a_worker_killed_at_every_line_that_it_runs(shop: Shop, adopt: Sequence[int]) -> None:
-    """From its first line to its last: the kill at the nth line for n = 1, 2, 3, ..."""
+    """From its first line to its last: the kill at the nth line for n = 1, 2, 3, ... A lot has
+    expired each time."""
     lines, found = 0, dict.fromkeys(("before the commit", "after it", "released"), 0)
     while True:
         shop.orders()
+        shop.house.stock(shop.house.lot(f"gone {lines}", "HAM", 1, hours=-1))
         if adopt:
             shop.left_in_hand()
         shop.ring.close()

@@ -8,6 +8,7 @@ from processors import deliveries
 from processors.deliveries import Ended, Told
 from processors.delivery_list import backlog
 from processors.events import Event, Place
+from processors.expiring import Expirer
 from processors.outbox import events_behind
 from processors.retention import Retention
 from processors.webhooks import Endpoint
@@ -120,6 +121,27 @@ def test_the_backlog_is_what_enabled_endpoints_are_still_to_be_told(told: House)
         (due,) = deliveries.due_of(connection, "shop", 1, 1)
     record(told, SHOP, [Ended(first, "delivered", due.row, 2)])
     assert backlog(told.store) == (0, 0.0)
+
+
+def test_an_event_of_stock_is_forgotten_when_it_is_old_and_everybody_was_told(house: House) -> None:
+    house.store.commit(deliveries.enlist, [SHOP])
+    house.stock(*(house.lot(f"L{i}", "HAM", 1000, hours=-1) for i in range(3)))
+    Expirer(house.store).step()
+    first, second, third = events(house)
+
+    def left() -> list[int]:
+        return [row[0] for row in house.rows("SELECT id FROM stock_events ORDER BY id")]
+
+    forget(house, "shop")
+    assert left() == [1, 2, 3]
+    ended = [Ended(first, "delivered", attempts=1), Ended(second, "waiting", next_us=2**52)]
+    house.store.commit(deliveries.record, [Told("shop", ended, Place(0, 2))])
+    forget(house, "shop")
+    assert left() == [2, 3]  # one waits, one is behind
+    assert third.place == 3
+    forget(house)  # nobody is to be told any more
+    assert left() == [2]
+    assert house.audit().ok
 
 
 def test_a_changed_url_enables_and_a_new_endpoint_begins_at_the_end(told: House) -> None:
