@@ -245,11 +245,13 @@ class Bench:
         shown.add_column("side")
         for name in figures:
             shown.add_column(f"{name.replace('_', ' ')}\nmedian (min-max)", justify="right")
+        if not figures:
+            shown.add_column("")  # says why there are none
         for side in sides:
             cells = [_cell(self.spread(table, name, side.name)) for name in figures]
             instead = self.record.failed.get(f"{table} · {side.name}", "")
             instead = f"not installed: {side.install}" if side.install else instead
-            if instead and figures:
+            if instead:
                 cells = [instead, *[""] * (len(figures) - 1)]
             shown.add_row(side.name, *cells)
         return shown

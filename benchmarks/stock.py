@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -85,12 +86,17 @@ def url_of(file: Path) -> str:
     return f"sqlite:///{file}"
 
 
-def make_items(count: int, seed: int = 1) -> list[Item]:
+def make_items(
+    count: int,
+    seed: int = 1,
+    skus: Sequence[str] = SKUS,
+    quantities: Sequence[int] = ORDER_THOUSANDTHS,
+) -> list[Item]:
     """One-line orders as a take would give them."""
     chance = random.Random(seed)
     items = []
     for number in range(count):
-        line = Line(chance.choice(SKUS), chance.choice(ORDER_THOUSANDTHS))
+        line = Line(chance.choice(skus), chance.choice(quantities))
         payload = encode_order(Order("Funky Foods", [line]))
         header = encode_header(RecordHeader(body_hash(payload)))
         key, now_ns = chance.randbytes(16), now_us() * 1000
@@ -110,12 +116,20 @@ def make_ring(folder: Path, items: list[Item], slot_bytes: int = 512) -> Path:
     return path
 
 
-def check_settled(file: Path, count: int) -> None:
-    """Every order allocated, and the audit content with all of it. Raises NotDone."""
+def check_settled(file: Path, count: int, outcome: str = "allocated") -> None:
+    """Every order allocated, or rejected for the reason `outcome`, and the audit content with all
+    of it. Raises NotDone."""
     with closing(sqlite3.connect(file)) as database:
-        found = dict(database.execute("SELECT status, count(*) FROM orders GROUP BY status"))
-    if found != {"allocated": count}:
+        found = dict(
+            database.execute("SELECT coalesce(reason, status), count(*) FROM orders GROUP BY 1")
+        )
+    if found != {outcome: count}:
         raise NotDone(f"{count} orders, but in the database are {found}")
+    check_audit(file)
+
+
+def check_audit(file: Path) -> None:
+    """The audit is content. Raises NotDone."""
     store = Store.open(url_of(file))
     try:
         report = run_audit([], store, None)

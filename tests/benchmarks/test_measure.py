@@ -148,6 +148,16 @@ def test_a_side_that_fails_has_no_figures_and_the_others_go_on(
     assert "failed in round 3: message 7 is missing" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_table_of_nothing_says_what_installs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = parse_options("a test", ["--results", str(tmp_path)])
+    bench = Bench("test", "a test", options, machine())
+    bench.run("t", [Side("a", lambda: {"x": 1.0}, "apt-get install peer")])
+    assert bench.finish() == 0
+    assert "not installed: apt-get install peer" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words", [["--only", "u"], ["--side", "c"], ["--only", "t", "--side", "c"]]
 )
