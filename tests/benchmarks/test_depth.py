@@ -104,10 +104,10 @@ def lots_of(file: Path, sku: str, where: str) -> int:
 def test_piles_pass_the_audit(piled: Path) -> None:
     stock.check_audit(piled)
     expired = "expires_us <= unixepoch() * 1000000"
-    assert lots_of(piled, "SKU-0", "available = 0") == 5
-    assert lots_of(piled, "SKU-0", f"available > 0 AND {expired}") == 2
-    assert lots_of(piled, "SKU-0", f"available > 0 AND NOT {expired}") == 3
-    assert lots_of(piled, "SKU-1", "available > 0") == 4
+    assert lots_of(piled, "SKU-0", "lots.available = 0") == 5
+    assert lots_of(piled, "SKU-0", f"lots.available > 0 AND {expired}") == 2
+    assert lots_of(piled, "SKU-0", f"lots.available > 0 AND NOT {expired}") == 3
+    assert lots_of(piled, "SKU-1", "lots.available > 0") == 4
 
 
 def test_as_many_lots_are_added_as_orders_will_empty(piled: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_as_many_lots_are_added_as_orders_will_empty(piled: Path, tmp_path: Path
     file.write_bytes(piled.read_bytes())
     add_used_up(file, stock.make_items(5, skus=["SKU-1"], quantities=[LOT * 5 // 2]))
     stock.check_audit(file)
-    assert lots_of(file, "SKU-1", "available > 0") == 4 + 12
+    assert lots_of(file, "SKU-1", "lots.available > 0") == 4 + 12
 
 
 def test_orders_that_took_of_too_few_lots_are_noticed(tmp_path: Path) -> None:
