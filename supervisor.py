@@ -397,7 +397,7 @@ VERBS = {
     "audit": ("processors.audit", "proves that no order was lost or done twice; --ledger FILE"),
     "backup": ("processors.backup", "TARGET_DIR: copies a running or stopped system there"),
     "ring": ("processors.inspector", "shows what a live ring and its journal hold; --json"),
-    "lots": ("processors.lots", "add --file FILE: enters lots, one JSON object a line"),
+    "lots": ("processors.lots_verb", "add --file FILE, list, adjust LOT_ID DELTA: the stock"),
     "dead-letters": ("ingest.dead_letter_verb", "list, show, replay, discard orders that died"),
     "keys": ("processors.keys_verb", "add, list, revoke: the file of API keys (--keys)"),
     "webhooks": ("processors.webhooks_verb", "list, show, resend, enable, test: who is told"),

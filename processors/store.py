@@ -213,6 +213,13 @@ def migrate(url: str) -> None:
         store.close()
 
 
+def missing_file(url: str) -> Path | None:
+    """SQLite's file if it is not there: to open it would make it, empty. Raises StoreError."""
+    parsed = _parse(url)
+    path = parsed.database if parsed.get_backend_name() == "sqlite" else None
+    return Path(path) if path and not Path(path).exists() else None
+
+
 def leave_one_file(url: str) -> None:
     """For the last one who leaves: brings what SQLite keeps beside its file into it.
 
