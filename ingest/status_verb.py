@@ -37,7 +37,7 @@ from processors.status import (
 from processors.usage import version
 
 # What lies on this machine is there at once, unless a disk hangs; then whoever has to answer.
-LOOK_S_MAX = 2.0
+LOOK_S_MAX = 3.0
 ANSWER_S_MAX = 3.0
 EXIT_NOT_READY = 1
 
