@@ -22,7 +22,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -96,7 +95,7 @@ from processors.tree import (
     Tick,
     Unreachable,
 )
-from processors.usage import usage
+from processors.usage import usage, version
 from processors.visits import asked, migrated, name_of_database, tidy
 from ringbuf import Ring, RingError
 
@@ -396,8 +395,9 @@ def run(settings: Settings, command: Command = module_command) -> int:
 VERBS = {
     "audit": ("processors.audit", "proves that no order was lost or done twice; --ledger FILE"),
     "backup": ("processors.backup", "TARGET_DIR: copies a running or stopped system there"),
+    "status": ("ingest.status_verb", "how it is, and whether it would take an order in; --json"),
     "ring": ("processors.inspector", "shows what a live ring and its journal hold; --json"),
-    "lots": ("processors.lots", "add --file FILE: enters lots, one JSON object a line"),
+    "lots": ("processors.lots_verb", "add --file FILE, list, adjust LOT_ID DELTA: the stock"),
     "dead-letters": ("ingest.dead_letter_verb", "list, show, replay, discard orders that died"),
     "keys": ("processors.keys_verb", "add, list, revoke: the file of API keys (--keys)"),
     "webhooks": ("processors.webhooks_verb", "list, show, resend, enable, test: who is told"),
@@ -405,13 +405,6 @@ VERBS = {
     "demo": ("ingest.demo", "a flash sale to watch; --seconds --customers --lots --plot FILE"),
     "version": ("", "prints the version"),
 }
-
-
-def version() -> str:
-    try:
-        return metadata.version("rasher")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 def dispatch(argv: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from ingest.idempotency import derived_id, idempotency_key
 from ingest.origin import owner_of
 from ingest.problems import BAD_QUERY, BELOW_ZERO, KEY_TAKEN, LOT_EXISTS, NO_SUCH_LOT, NO_SUCH_SKU
 from processors.inventory import (
+    STATES,
     add_lot,
     adjust_lot,
     list_inventory,
@@ -85,10 +86,14 @@ class Stock:
         return no_lot(lot_id) if page is None else as_page(scope, query, page)
 
     async def get_lots(self, scope: Scope, _receive: Receive) -> Answer:
-        """`GET /lots?sku=&limit=&cursor=`."""
-        query = read_query(scope, "sku", "limit", "cursor")
+        """`GET /lots?sku=&state=&limit=&cursor=`."""
+        query = read_query(scope, "sku", "state", "limit", "cursor")
         check_code(query, "sku")
-        page = await self._page(list_lots, query, sku=query.get("sku"))
+        state = query.get("state")
+        if state not in (None, *STATES):
+            detail = f"state must be one of {', '.join(STATES)}, is {(state or '')[:100]}"
+            raise Refused(problem(BAD_QUERY, detail))
+        page = await self._page(list_lots, query, sku=query.get("sku"), state=state)
         return as_page(scope, query, page)
 
     async def get_inventory(self, scope: Scope, _receive: Receive) -> Answer:

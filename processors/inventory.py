@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import sqlalchemy as sa
@@ -29,8 +29,13 @@ from processors.tables import IN_STOCK, lots, skus
 SKU_LOTS_MAX = 1000
 LIST_LOTS_MAX = 100
 
+# A page of the lots of one state looks through so many, so it may be short and still lead on.
+SCAN_MAX = 5000
+
 State = Literal["available", "expired", "spent", "recalled"]
+STATES: tuple[State, ...] = get_args(State)
 ORDER_OF_USE = (lots.c.expires_us, lots.c.received_us, lots.c.lot_id)
+LOTS_IN_ORDER: tuple[sa.Column[Any], ...] = (lots.c.sku_id, *ORDER_OF_USE)
 
 
 class LotView(Struct, frozen=True):
@@ -147,21 +152,32 @@ def adjust_lot(
 
 
 def list_lots(
-    store: Store, *, sku: str | None = None, limit: int, cursor: str | None = None
+    store: Store,
+    *,
+    sku: str | None = None,
+    state: State | None = None,
+    limit: int,
+    cursor: str | None = None,
 ) -> Page[LotView]:
-    """Lots of one sku or of all, sku by sku in the order of use, spent ones too.
+    """Lots of one sku or of all, of one state or of all, sku by sku in the order of use.
 
     At most min(limit, paging.LIMIT_MAX). Raises CursorError, StoreUnavailable.
     """
     last = None if cursor is None else decode_cursor(cursor, tuple[Int64, Int64, Int64, str])
+    now, end = now_us(), None
     with store.reading() as connection:
         sku_id = None if sku is None else _find_sku(connection, sku)
         if sku is not None and sku_id is None:
             return Page([], None)
-        rows = connection.execute(_page_of_lots(sku_id, last).limit(bounded(limit) + 1)).all()
+        query = _page_of_lots(_select_lots(), sku_id, last)
+        if state is not None:
+            scan = _scan_of_lots(sku_id, last, state)
+            end = connection.execute(_end_of(scan)).one_or_none()
+            query = _in_state(scan, state, now)
+        rows = connection.execute(query.limit(bounded(limit) + 1)).all()
     shown = rows[: bounded(limit)]
-    now = now_us()
-    more = encode_cursor(_lot_key(shown[-1])) if len(rows) > len(shown) else None
+    place = shown[-1] if len(rows) > len(shown) else end
+    more = None if place is None else encode_cursor(_lot_key(place))
     return Page([lot_view(row, now) for row in shown], more)
 
 
@@ -251,14 +267,46 @@ def _find_sku(connection: Connection, sku: str) -> int | None:
     return connection.scalar(sa.select(skus.c.id).where(skus.c.sku == sku))
 
 
-def _page_of_lots(sku_id: int | None, last: tuple[Any, ...] | None) -> sa.Select[Any]:
+def _page_of_lots(
+    query: sa.Select[Any], sku_id: int | None, last: tuple[Any, ...] | None
+) -> sa.Select[Any]:
     """Behind the lot `last`, in the order of one index; one bound, so that it is entered there."""
-    key: tuple[sa.Column[Any], ...] = (lots.c.sku_id, *ORDER_OF_USE)
-    query = _select_lots().order_by(*key)
+    key = LOTS_IN_ORDER
+    query = query.order_by(*key)
     if sku_id is not None:
         query = query.where(lots.c.sku_id == sku_id)
         key, last = key[1:], last and last[1:]
     return query if last is None else query.where(sa.tuple_(*key) > sa.tuple_(*_typed(key, last)))
+
+
+def _scan_of_lots(sku_id: int | None, last: tuple[Any, ...] | None, state: State) -> sa.Select[Any]:
+    """All that a page of that state looks through: what is in use has an index of its own."""
+    scan = _page_of_lots(sa.select(lots), sku_id, last).limit(SCAN_MAX)
+    return scan.where(IN_STOCK) if state == "available" else scan
+
+
+def _end_of(scan: sa.Select[Any]) -> sa.Select[Any]:
+    """Its last lot, if it is full and there may be more behind it."""
+    return scan.with_only_columns(*LOTS_IN_ORDER).offset(SCAN_MAX - 1).limit(1)
+
+
+def _in_state(scan: sa.Select[Any], state: State, now: int) -> sa.Select[Any]:
+    """As `_state` has it. Around the scan, which the database may not leave out then."""
+    found = scan.subquery("scanned")
+    spent, recalled = found.c.available == 0, found.c.recalled_us.is_not(None)
+    expired = sa.or_(found.c.expired_seq.is_not(None), found.c.expires_us <= now)
+    states = {
+        "available": found.c.expires_us > now,
+        "expired": sa.and_(expired, sa.not_(spent), sa.not_(recalled)),
+        "spent": sa.and_(spent, sa.not_(recalled)),
+        "recalled": recalled,
+    }
+    return (
+        sa.select(found, skus.c.sku)
+        .join(skus, skus.c.id == found.c.sku_id)
+        .where(states[state])
+        .order_by(*(found.c[column.name] for column in LOTS_IN_ORDER))
+    )
 
 
 def _select_lots() -> sa.Select[Any]:

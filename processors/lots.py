@@ -7,9 +7,10 @@ are.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -20,12 +21,10 @@ from rich.progress import Progress
 from processors.inventory import LotResult, add_lots
 from processors.schema import Invalid, Lot, Malformed, decode_lot
 from processors.settings import Settings
-from processors.store import Store, StoreError, StoreUnavailable, migrate
+from processors.store import Store, migrate
 
 LINE_BYTES_MAX = 65536
 LOTS_AT_ONCE = 500
-EXIT_USAGE = 2
-USAGE = "usage: rasher lots add --file FILE   (one lot a line as JSON; - reads standard input)"
 
 Numbered = tuple[int, Lot]
 
@@ -73,18 +72,11 @@ class Entering:
             self.counts[result.outcome] += 1
 
 
-def main(settings: Settings, args: Sequence[str]) -> int:
-    """The verb. Exit 0 when every line is in, 1 when one was refused, 2 for wrong usage."""
-    words = [word for arg in args for word in arg.split("=", 1)]
-    if len(words) != 3 or words[:2] != ["add", "--file"]:
-        sys.stderr.write(f"{USAGE}\n")
-        return EXIT_USAGE
-    try:
-        with _opened(words[2]) as (file, size):
-            counts = enter_file(settings.database, file, size)
-    except (OSError, StoreError, StoreUnavailable) as error:
-        sys.stderr.write(f"lots add: {error}\n")
-        return 1
+def add(settings: Settings, options: argparse.Namespace) -> int:
+    """The word of `rasher lots`: 0 when every line is in, 1 when one was refused. Raises OSError
+    for the file, StoreError and StoreUnavailable."""
+    with _opened(options.file) as (file, size):
+        counts = enter_file(settings.database, file, size)
     sys.stdout.write(
         f"lots add: {counts['created']} added, {counts['same']} there already, "
         f"{counts['refused']} refused\n"

@@ -13,7 +13,9 @@ import re
 import sqlite3
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -135,6 +137,28 @@ class Sqlite:
                 return
             except sqlite3.OperationalError as error:
                 _wait_if_busy(error, deadline)
+
+
+class Onlooker(Sqlite):
+    """Sets nothing, for it changes nothing."""
+
+    def on_connect(self, connection: sqlite3.Connection, _record: object) -> None:
+        """A file that is opened for reading alone can't be switched to its WAL, and need not be."""
+
+
+def for_onlookers(url: sa.URL) -> sa.URL:
+    """So that neither the file nor what lies beside it is changed, or made. Raises OSError where
+    that can't be.
+
+    Without a WAL nobody has it open, and all is in the file. With one it is read through the index
+    that others keep, or that a killed run has left; SQLite would make a missing one.
+    """
+    path = Path(str(url.database)).absolute()
+    wal, index = (path.with_name(f"{path.name}-{suffix}") for suffix in ("wal", "shm"))
+    if wal.exists() and not index.exists():
+        raise FileNotFoundError(f"{wal} is there without {index.name}, which is made by a start")
+    how = {"mode": "ro", "readonly_shm": "1"} if wal.exists() else {"immutable": "1"}
+    return url.set(database=f"file:{quote(str(path))}", query={**how, "uri": "true"})
 
 
 def pragma(connection: sqlite3.Connection, text: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from processors.sqlite import Sqlite
+from processors.sqlite import Onlooker, Sqlite, for_onlookers
 from processors.verdict import Unfit, Verdict
 
 BUSY_TIMEOUT_S = 5.0
@@ -101,6 +101,26 @@ class Store:
             kind = Postgres(busy_timeout_s, None if long else SILENT_S_MAX)
             parsed = driver_url(parsed)
         return cls(_make_engine(parsed, kind, busy_timeout_s, connections_max), kind)
+
+    @classmethod
+    def onlooker(cls, url: str, patience_s: float) -> Self:
+        """To be read from by one thread: nothing is changed, no file made. Locks, and a server that
+        is silent, are waited for as long as `patience_s`. Raises StoreError, StoreUnavailable."""
+        parsed = _parse(url)
+        if parsed.get_backend_name() == "postgresql":
+            from processors.postgres import Postgres, driver_url  # noqa: PLC0415
+
+            kind: Kind = Postgres(patience_s, patience_s)
+            return cls(_make_engine(driver_url(parsed), kind, patience_s, 1), kind)
+        missing = missing_file(url)
+        if missing is not None:
+            raise StoreUnavailable(f"there is no database: {missing} (--data-dir, --database)")
+        try:
+            parsed = for_onlookers(parsed)
+        except OSError as error:
+            raise StoreUnavailable(f"the database can't be looked at: {error}") from error
+        kind = Onlooker(patience_s)
+        return cls(_make_engine(parsed, kind, patience_s, 1), kind)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -211,6 +231,13 @@ def migrate(url: str) -> None:
             upgrade(connection)
     finally:
         store.close()
+
+
+def missing_file(url: str) -> Path | None:
+    """SQLite's file if it is not there: to open it would make it, empty. Raises StoreError."""
+    parsed = _parse(url)
+    path = parsed.database if parsed.get_backend_name() == "sqlite" else None
+    return Path(path) if path and not Path(path).exists() else None
 
 
 def leave_one_file(url: str) -> None:

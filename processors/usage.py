@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 
 from processors.flags import FLAGS, Flag
 from processors.settings import DEFAULT_FILE, default_of
 
 HELP_COLUMN = 22
+
+
+def version() -> str:
+    """Of the installed distribution."""
+    try:
+        return metadata.version("rasher")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
 
 
 def usage(verbs: Mapping[str, str]) -> str:

@@ -27,6 +27,7 @@ from ingest.problems import (
     NO_SUCH_SKU,
 )
 from ingest.shapes import ORDER_ID
+from processors.inventory import State
 
 LOT = {"lot_id": LOT_ID, "sku": "PORK-BELLY", "quantity": "100", "expires_at": INSTANT}
 
@@ -75,8 +76,13 @@ GET_LOTS = Operation(
     name="getLots",
     tag="Stock",
     summary="Lots",
-    text="In the order of use, sku by sku.",
-    parameters=(Parameter("sku", shapes.Code, "only lots of this sku"), *PAGING),
+    text="In the order of use, sku by sku. With a `state` a page may be short or empty and still"
+    " have a next one.",
+    parameters=(
+        Parameter("sku", shapes.Code, "only lots of this sku"),
+        Parameter("state", State, "only lots in this state, as of now"),
+        *PAGING,
+    ),
     replies={200: Reply("a page", shapes.Lots, (LINK,))},
     problems=(BAD_QUERY, DATABASE_AWAY),
     examples=(
@@ -85,6 +91,12 @@ GET_LOTS = Operation(
             status=200,
             given={"sku": "PORK-BELLY", "limit": 10},
             answer={"items": [LOT_OUT], "next_cursor": None},
+        ),
+        Example(
+            name="recalled",
+            status=200,
+            given={"state": "recalled"},
+            answer={"items": [], "next_cursor": None},
         ),
         Example(
             name="no-limit",

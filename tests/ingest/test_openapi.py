@@ -147,8 +147,8 @@ async def test_the_document_has_an_etag(service: Service) -> None:
 
 # Stock comes in, is looked at, an order is taken in, worked off and looked at, then corrected.
 STORY = [
-    "postLot belly", "postLot again", "postLot other-body", "getLots belly", "getLots no-limit",
-    "getInventory all", "getSku belly", "getSku unknown",
+    "postLot belly", "postLot again", "postLot other-body", "getLots belly", "getLots recalled",
+    "getLots no-limit", "getInventory all", "getSku belly", "getSku unknown",
     "postOrder belly", "postOrder other-body", "postOrder nothing-ordered",
     "(work)", "getOrder belly", "getOrder unknown", "getOrders belly", "getOrders no-limit",
     "getHolders belly", "deleteOrder belly",

@@ -91,6 +91,24 @@ async def test_pages_lead_to_all_lots_by_their_links(service: Service) -> None:
     assert url == ""
 
 
+async def test_lots_are_listed_by_their_state(service: Service) -> None:
+    await post_lot(service)
+    await post_lot(service, lot_id="old", expires_at="2001-01-01T00:00:00Z")
+    for state, ids in {"available": ["L1"], "expired": ["old"], "spent": [], "": None}.items():
+        answer = await service.client.get(f"/lots?sku=A&state={state}")
+        if ids is None:
+            assert answer.status_code == 422
+            told = "state must be one of available, expired, spent, recalled, is "
+            assert answer.json()["detail"] == told
+        else:
+            assert [lot["lot_id"] for lot in answer.json()["items"]] == ids
+    page = await service.client.get("/lots?state=available&limit=1")
+    assert "next" not in page.links
+    await post_lot(service, lot_id="L2")
+    page = await service.client.get("/lots?state=available&limit=1")
+    assert "state=available" in page.links["next"]["url"]
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from processors import inventory
 from processors.inventory import (
     LIST_LOTS_MAX,
     SKU_LOTS_MAX,
+    STATES,
+    LotView,
+    State,
     add_lot,
     add_lots,
     adjust_lot,
@@ -17,8 +21,9 @@ from processors.inventory import (
     list_lots,
     sku_inventory,
 )
-from processors.paging import CursorError
+from processors.paging import CursorError, Page
 from processors.quantity import format_quantity
+from processors.recalling import recall_lot
 from processors.schema import Adjustment, format_instant
 from tests.processors.kit import House
 
@@ -188,6 +193,64 @@ def test_pages_of_lots_show_each_lot_once_in_the_order_of_use(house: House) -> N
                 break
         ham = ["h6", "h4", "h5", "h2", "h3", "h0", "h1"]
         assert seen == (ham if sku else [*ham, "b0", "b1", "b2"])
+
+
+def pages(
+    house: House, state: State | None, sku: str | None = None, limit: int = 2
+) -> list[Page[LotView]]:
+    found = [list_lots(house.store, sku=sku, state=state, limit=limit)]
+    while (cursor := found[-1].next_cursor) is not None:
+        found.append(list_lots(house.store, sku=sku, state=state, limit=limit, cursor=cursor))
+    return found
+
+
+def ids(found: list[Page[LotView]]) -> list[str]:
+    return [lot.lot_id for page in found for lot in page.items]
+
+
+def mixed(house: House) -> None:
+    """Of two skus, four lots in each state."""
+    house.stock(
+        *(
+            house.lot(f"{sku}{i:02}", sku, 1000, hours=-50 if i % 8 == 0 else i + 1)
+            for sku in ("HAM", "BACON")
+            for i in range(16)
+        )
+    )
+    for sku in ("HAM", "BACON"):
+        for i in range(16):
+            if i % 4 in (1, 2):
+                correct(house, f"{sku}{i:02}", -1000)
+            if i % 4 == 2 or i in (4, 12):
+                recall_lot(house.store, f"{sku}{i:02}", limit=1)
+
+
+@pytest.mark.parametrize("scan_max", [2, 3, 7, 5000])
+def test_the_lots_of_a_state_are_those_that_the_whole_list_shows_in_it(
+    house: House, monkeypatch: pytest.MonkeyPatch, scan_max: int
+) -> None:
+    monkeypatch.setattr(inventory, "SCAN_MAX", scan_max)
+    mixed(house)
+    for sku in (None, "HAM", "BACON"):
+        everything = [lot for page in pages(house, None, sku) for lot in page.items]
+        assert {lot.state for lot in everything} == set(STATES)
+        for state in STATES:
+            found = pages(house, state, sku)
+            assert {lot.state for page in found for lot in page.items} == {state}
+            assert ids(found) == [lot.lot_id for lot in everything if lot.state == state]
+
+
+def test_a_page_of_a_state_looks_through_no_more_than_its_share(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory, "SCAN_MAX", 4)
+    house.stock(*(house.lot(f"l{i:02}", "HAM", 1000, hours=i + 1) for i in range(10)))
+    for i in range(9):
+        correct(house, f"l{i:02}", -1000)
+    recall_lot(house.store, "l08", limit=1)
+    assert [ids([page]) for page in pages(house, "recalled")] == [[], [], ["l08"]]
+    # Those that are spent are not even passed by.
+    assert [ids([page]) for page in pages(house, "available")] == [["l09"]]
 
 
 def test_pages_of_skus_show_each_once_by_their_bytes(house: House) -> None:
