@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 import sqlalchemy as sa
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy.engine import Connection
 
 from processors.instants import now_us
@@ -73,7 +73,7 @@ class SkuView(Struct, frozen=True, omit_defaults=True):
     sku: str
     available: str
     lots: list[StockLot]
-    expired: str = "0"
+    expired: str | UnsetType = UNSET
     more_lots: bool = False
 
 
@@ -336,11 +336,12 @@ def _sku_view(connection: Connection, sku_id: int, sku: str, now: int, lots_max:
     if len(rows) <= lots_max:
         rows += _out_of_use(connection, sku_id, lots_max + 1 - len(rows))
     shown = sorted(rows[:lots_max], key=lambda row: _lot_key(row)[1:])
+    available, expired = available - int(lately or 0), expired + int(lately or 0)
     return SkuView(
         sku,
-        format_quantity(available - int(lately or 0)),
+        format_quantity(available),
         [_stock_lot(row, now) for row in shown],
-        format_quantity(expired + int(lately or 0)),
+        format_quantity(expired) if expired else UNSET,
         more_lots=len(rows) > lots_max,
     )
 
