@@ -44,15 +44,27 @@ AGAIN_S_MAX = 3600.0
 DIGITS_MAX = 9
 
 Verdict = Literal["delivered", "again", "gone"]
+Outcome = Literal["delivered", "refused", "gone", "timeout", "error"]
 
 
 class Attempt(Struct, frozen=True):
-    """How one ended. `after_s`: what the endpoint asked for; `status`: None without an answer."""
+    """How one ended. `after_s`: what the endpoint asked for; `status`: None without an answer;
+    `late`: nothing came in time."""
 
     verdict: Verdict
     status: int | None = None
     error: str | None = None
     after_s: float | None = None
+    late: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """As it is counted."""
+        if self.verdict != "again":
+            return self.verdict
+        if self.status is not None:
+            return "refused"
+        return "timeout" if self.late else "error"
 
 
 class Patience:
@@ -111,7 +123,8 @@ class Sender:
             async with self._patience.one():
                 return await self._send(shown_id(event_id), body)
         except TimeoutError:
-            return Attempt("again", error=f"no answer in time, which is {ATTEMPT_S:g} s at most")
+            text = f"no answer in time, which is {ATTEMPT_S:g} s at most"
+            return Attempt("again", error=text, late=True)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
             return Attempt("again", error=f"{type(error).__name__}: {error}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
@@ -127,17 +128,19 @@ def list_endpoints(store: Store) -> list[EndpointView]:
 
 
 class Backlog(NamedTuple):
-    """What is still to be told: `events` to endpoints that are not disabled, those that they do not
+    """What is still to be told: `events` to endpoints that nothing disables, those that they do not
     want included as long as nobody has looked at them; the age of the oldest."""
 
     events: int
     oldest_s: float
 
 
-def backlog(store: Store) -> Backlog:
-    """Raises StoreUnavailable."""
+def backlog(store: Store, told: Sequence[str]) -> Backlog:
+    """`told`: the endpoints that the settings have and do not disable. Raises StoreUnavailable."""
     columns = deliveries.c
-    enabled = sa.select(endpoints).where(endpoints.c.disabled_us.is_(None))
+    enabled = sa.select(endpoints).where(
+        endpoints.c.name.in_(told), endpoints.c.disabled_us.is_(None)
+    )
     with store.reading() as connection:
         rows = connection.execute(enabled).all()
         if not rows:

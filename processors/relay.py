@@ -32,6 +32,7 @@ from processors.attempts import (
     GIVE_UP_S,
     Attempt,
     Breaker,
+    Outcome,
     Patience,
     Sender,
     pause_s,
@@ -84,14 +85,14 @@ class Round(Struct, frozen=True):
 
 
 class Relay:
-    """Of one database, one at a time. `counted`: is called with how an attempt ended."""
+    """Of one database, one at a time. `counted`: is called with the outcome of each attempt."""
 
     def __init__(
         self,
         store: Store,
         ring: Ring,
         wanted: Sequence[Endpoint],
-        counted: Callable[[str], object] = lambda _: None,
+        counted: Callable[[Outcome], object] = lambda _: None,
     ) -> None:
         self.store = store
         self.ring = ring
@@ -395,7 +396,7 @@ class Courier:
         return judged(item, attempt)
 
     def _note(self, attempt: Attempt) -> None:
-        self._relay.counted(attempt.verdict)
+        self._relay.counted(attempt.outcome)
         was = self._breaker.tripped
         self._breaker.note(time.monotonic(), delivered=attempt.verdict == "delivered")
         if attempt.verdict == "gone" and not self._disabled:

@@ -52,6 +52,7 @@ from processors.settings import Settings
 from processors.statements import Hot
 from processors.store import Store, StoreBroken, StoreUnavailable
 from processors.tables import NAMESAKE_US, lots, movements, orders, outbox, skus
+from processors.webhooks import names_told
 from ringbuf import RingError, Segment, SegmentError
 from ringbuf.journal import NO_ROOM
 from ringbuf.segment import segment_paths, sync_directory
@@ -406,7 +407,7 @@ def make_retention(settings: Settings, store: Store) -> Retention | None:
     """None: orders are kept for ever."""
     if not settings.retain_days:
         return None
-    told_to = [one.name for one in settings.webhooks.endpoints if not one.disabled]
+    told_to = names_told(settings.webhooks.endpoints)
     return Retention(store, settings.retain_days, lambda: oldest_us(settings), told_to=told_to)
 
 

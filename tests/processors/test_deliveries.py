@@ -16,6 +16,7 @@ from tests.processors.retaining import DAYS, counts, later, pass_over, settle
 
 SHOP = Endpoint("shop", "http://127.0.0.1:1/", (b"s" * 24,))
 BANK = Endpoint("bank", "http://127.0.0.1:2/", (b"s" * 24,))
+BOTH = ("shop", "bank")
 
 
 @pytest.fixture
@@ -108,17 +109,17 @@ def test_an_order_shows_when_the_last_endpoint_was_told(told: House) -> None:
 
 def test_the_backlog_is_what_enabled_endpoints_are_still_to_be_told(told: House) -> None:
     first, *others = events(told)
-    assert backlog(told.store).events == 2 * (1 + len(others))
-    assert backlog(told.store).oldest_s > 0
+    assert backlog(told.store, BOTH).events == 2 * (1 + len(others))
+    assert backlog(told.store, BOTH).oldest_s > 0
     waits = [Ended(first, "waiting", attempts=1, next_us=1)]
     record(told, SHOP, waits, others[-1].place)
-    assert backlog(told.store).events == 1 + 1 + len(others)
+    assert backlog(told.store, BOTH).events == 1 + 1 + len(others)
     told.store.commit(deliveries.record, [Told("bank", [], None, "it answered 410")])
-    assert backlog(told.store).events == 1
+    assert backlog(told.store, BOTH).events == 1
     with told.store.reading() as connection:
         (due,) = deliveries.due_of(connection, "shop", 1, 1)
     record(told, SHOP, [Ended(first, "delivered", due.row, 2)])
-    assert backlog(told.store) == (0, 0.0)
+    assert backlog(told.store, BOTH) == (0, 0.0)
 
 
 def test_a_changed_url_enables_and_a_new_endpoint_begins_at_the_end(told: House) -> None:
