@@ -154,15 +154,16 @@ def not_told(connection: Connection, endpoint: str, events: Sequence[Event]) -> 
 
 
 def subjects_waiting(
-    connection: Connection, endpoint: str, subjects: Sequence[bytes]
+    connection: Connection, endpoint: str, subjects: Sequence[bytes], but: Sequence[int] = ()
 ) -> set[bytes]:
-    """Those of which something waits."""
+    """Those of which something waits, beside these rows."""
     return set(
         connection.scalars(
             sa.select(deliveries.c.subject).where(
                 deliveries.c.endpoint == endpoint,
                 deliveries.c.subject.in_(subjects),
                 sa.text("state = 'waiting'"),
+                deliveries.c.id.not_in(but),
             )
         )
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from processors import attempts, deliveries, relay
+from processors import attempts, commits, deliveries, recorder, relay
 from processors.pipeline import Outcome
 from processors.relay import Relay
 from processors.webhooks import Endpoint, make_endpoint, shown_id
@@ -37,8 +37,8 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "PAUSES_S", (0.05,))
-    monkeypatch.setattr(relay, "RECORD_EVERY_S", 0.001)
-    monkeypatch.setattr(relay, "WATCH_S", 0.02)
+    monkeypatch.setattr(recorder, "RECORD_EVERY_S", 0.001)
+    monkeypatch.setattr(commits, "WATCH_S", 0.02)
     monkeypatch.setattr(relay, "LOOK_S", 0.1)
     monkeypatch.setattr(relay, "AGAIN_S", 0.05)
 
