@@ -185,10 +185,15 @@ def told_up_to(connection: Connection, names: Sequence[str]) -> int | None:
 def subjects_waiting_for(
     connection: Connection, names: Sequence[str], subjects: Sequence[bytes]
 ) -> set[bytes]:
-    """Those of which something waits for one of the endpoints."""
-    if not subjects:
+    """Those of which something waits for one of the endpoints, those that are disabled left out."""
+    if not subjects or not names:
         return set()
-    return set().union(*(subjects_waiting(connection, name, subjects) for name in names))
+    enabled = connection.scalars(
+        sa.select(endpoints.c.name).where(
+            endpoints.c.name.in_(names), endpoints.c.disabled_us.is_(None)
+        )
+    )
+    return set().union(*(subjects_waiting(connection, name, subjects) for name in enabled.all()))
 
 
 def forget_deliveries(

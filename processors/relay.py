@@ -226,8 +226,8 @@ class Courier:
             await self._rest(one.seen)
 
     async def _probe(self) -> Round:
-        """One message, by turns something new and something that failed before: that may be all that
-        the endpoint can't take."""
+        """One message, by turns something new and something that failed before: that may be all
+        that the endpoint can't take."""
         one = await self._read(0 if self._newest else 1, 1)
         if self._newest and not one.items and one.place == self._place:
             one = await self._read(1, 1)

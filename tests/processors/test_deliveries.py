@@ -66,11 +66,41 @@ def test_what_waits_for_its_next_attempt_stays_with_its_order(told: House) -> No
 
 
 def test_an_endpoint_that_is_disabled_keeps_nothing(told: House) -> None:
-    last = events(told)[-1].place
+    first, *others = events(told)
+    last = others[-1].place
     record(told, SHOP, [], last)
-    told.store.commit(deliveries.record, [Told("bank", [], None, "it answered 410")])
+    refused = Ended(first, "waiting", attempts=1, next_us=1, error="answered 410")
+    told.store.commit(deliveries.record, [Told("bank", [refused], None, "it answered 410")])
     forget(told, "shop", "bank")
     assert counts(told)["orders"] == 1
+    assert told.rows("SELECT endpoint, state FROM deliveries") == [("bank", "waiting")]
+
+
+def test_no_event_comes_in_front_of_what_was_told_when_all_else_is_forgotten(house: House) -> None:
+    house.store.commit(deliveries.enlist, [SHOP])
+    for _ in range(2):
+        house.put(("HAM", 1))
+        house.work()  # nobody knows that sku
+    place = events(house)[-1].place
+    record(house, SHOP, [], place)
+    forget(house, "shop")
+    assert len(events(house)) == 1  # the newest stays, so that no number comes again
+    assert house.audit().ok
+    house.put(("HAM", 1))
+    house.work()
+    assert [one.place > place for one in events(house)] == [False, True]
+    forget(house, "shop")  # it is not told yet
+    record(house, SHOP, [], events(house)[-1].place)
+    forget(house, "shop")
+    assert len(events(house)) == 1
+
+
+def test_a_newest_event_of_an_old_order_keeps_that_one(house: House) -> None:
+    keys = [house.put(("HAM", 1)) for _ in range(3)]
+    house.work()
+    house.tamper(f"UPDATE outbox SET id = 9 WHERE order_id = x'{keys[0].hex()}'")
+    forget(house)
+    assert house.rows("SELECT id FROM orders") == [(keys[0],)]
 
 
 def test_who_waits_behind_another_is_due_when_that_one_has_ended(told: House) -> None:
