@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 
 from processors.events import Event
 from processors.instants import now_us
-from processors.tables import deliveries, endpoints, outbox
+from processors.tables import deliveries, endpoints
 from processors.webhooks import Endpoint
 
 State = Literal["waiting", "delivered", "failed"]
@@ -69,15 +69,15 @@ class Told(Struct, frozen=True):
     disabled: str | None = None
 
 
-def enlist(connection: Connection, wanted: Sequence[Endpoint]) -> dict[str, Standing]:
-    """Where the endpoints of the settings are. A new one begins at the present end; one whose url
-    has changed is enabled again; what waits for one that is gone has failed."""
+def enlist(connection: Connection, wanted: Sequence[Endpoint], end: int) -> dict[str, Standing]:
+    """Where the endpoints of the settings are. A new one begins at that end, in front of which
+    nothing can be committed any more; one whose url has changed is enabled again; what waits for
+    one that is gone has failed."""
     there = {row.name: row for row in connection.execute(sa.select(endpoints))}
     now = now_us()
     for name in there.keys() - {one.name for one in wanted}:
         connection.execute(sa.delete(endpoints).where(endpoints.c.name == name))
         _fail_waiting(connection, name, now)
-    end = connection.execute(sa.select(sa.func.coalesce(sa.func.max(outbox.c.id), 0))).scalar_one()
     for one in wanted:
         row = there.get(one.name)
         if row is None:

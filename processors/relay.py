@@ -53,6 +53,8 @@ log = logging.getLogger("rasher.relay")
 ROUND = 64
 # A commit is waited for that long; a worker that died may not have said that it committed.
 LOOK_S = 5.0
+# Where a new endpoint begins, while others are writing.
+ASK_S = 0.1
 # When it is asked to stop, what is under way has so long.
 HURRY_S = 1.0
 # The cursor is written with what was told, and when so much of the outbox was passed over.
@@ -135,9 +137,12 @@ class Relay:
     async def _enlist(self) -> dict[str, Standing] | None:
         while not self.stopping:
             try:
-                return await asyncio.to_thread(
-                    self.store.commit, deliveries.enlist, list(self._wanted)
-                )
+                end = await asyncio.to_thread(end_of, self.store)
+                if end is not None:
+                    return await asyncio.to_thread(
+                        self.store.commit, deliveries.enlist, self._wanted, end
+                    )
+                await self.sleep(ASK_S)
             except StoreUnavailable as error:
                 log.warning("%s; trying again", error)
                 await self.sleep(AGAIN_S)

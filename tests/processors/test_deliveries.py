@@ -22,7 +22,7 @@ BOTH = ("shop", "bank")
 @pytest.fixture
 def told(house: House) -> House:
     """All was settled since both were there."""
-    house.store.commit(deliveries.enlist, [SHOP, BANK])
+    house.store.commit(deliveries.enlist, [SHOP, BANK], 0)
     return settle(house)
 
 
@@ -77,7 +77,7 @@ def test_an_endpoint_that_is_disabled_keeps_nothing(told: House) -> None:
 
 
 def test_no_event_comes_in_front_of_what_was_told_when_all_else_is_forgotten(house: House) -> None:
-    house.store.commit(deliveries.enlist, [SHOP])
+    house.store.commit(deliveries.enlist, [SHOP], 0)
     for _ in range(2):
         house.put(("HAM", 1))
         house.work()  # nobody knows that sku
@@ -141,6 +141,8 @@ def test_the_backlog_is_what_enabled_endpoints_are_still_to_be_told(told: House)
     first, *others = events(told)
     assert backlog(told.store, BOTH).events == 2 * (1 + len(others))
     assert backlog(told.store, BOTH).oldest_s > 0
+    assert backlog(told.store, ["bank"]).events == 1 + len(others)
+    assert backlog(told.store, []) == (0, 0.0)  # as the settings have it now
     waits = [Ended(first, "waiting", attempts=1, next_us=1)]
     record(told, SHOP, waits, others[-1].place)
     assert backlog(told.store, BOTH).events == 1 + 1 + len(others)
@@ -154,11 +156,11 @@ def test_the_backlog_is_what_enabled_endpoints_are_still_to_be_told(told: House)
 
 def test_a_changed_url_enables_and_a_new_endpoint_begins_at_the_end(told: House) -> None:
     told.store.commit(deliveries.record, [Told("shop", [], None, "it answered 410")])
-    same = told.store.commit(deliveries.enlist, [SHOP, BANK])
+    same = told.store.commit(deliveries.enlist, [SHOP, BANK], 0)
     assert same["shop"].why == "it answered 410"
     moved = Endpoint("shop", "http://127.0.0.1:3/", SHOP.secrets)
     new = Endpoint("new", "http://127.0.0.1:4/", SHOP.secrets)
-    found = told.store.commit(deliveries.enlist, [moved, new])
+    found = told.store.commit(deliveries.enlist, [moved, new], 7)
     assert found["shop"].disabled_us is None
-    assert (found["shop"].event, found["new"].event) == (0, events(told)[-1].place)
+    assert (found["shop"].event, found["new"].event) == (0, 7)
     assert "bank" not in found

@@ -18,7 +18,7 @@ from processors.schema import format_uuid
 from processors.store import Store, StoreUnavailable
 from processors.webhooks import shown_id
 from tests.partners import FAILS, OK, Message, partner, until
-from tests.processors.kit import House, on_sqlite
+from tests.processors.kit import House, on_postgresql, on_sqlite
 from tests.processors.test_relay import (
     _quick,  # noqa: F401 - a fixture
     anyio_backend,  # noqa: F401 - a fixture
@@ -56,7 +56,7 @@ async def test_what_comes_when_an_earlier_one_is_due_goes_behind_those_that_wait
     house: House,
 ) -> None:
     async with partner() as shop:
-        house.store.commit(deliveries.enlist, [endpoint(shop)])
+        house.store.commit(deliveries.enlist, [endpoint(shop)], 0)
         (key,) = reject(house)
         add_events(house, key, 1)
         first, second = events(house)
@@ -107,6 +107,28 @@ async def test_orders_that_an_endpoint_can_not_take_keep_no_others_waiting(
         await until(lambda: len(shop.heard) > 4 * attempts.Breaker.TRIES)
         reject(house, 3)
         await until(lambda: [row[2] for row in told(house)].count("delivered") == 3)
+
+
+@on_postgresql
+async def test_an_endpoint_begins_where_nothing_is_committed_in_front_of_it(house: House) -> None:
+    async with partner() as shop:
+        one, ready = Relay(house.store, house.ring, [endpoint(shop)]), asyncio.Event()
+        with house.store.writing() as slow:
+            slow.exec_driver_sql(
+                "INSERT INTO outbox (order_id, round, type, created_us) VALUES (%s, 0, %s, 1)",
+                (b"x" * 16, "order.rejected"),
+            )
+            await asyncio.to_thread(reject, house)
+            task = asyncio.create_task(one.run(ready.set))
+            await asyncio.sleep(0.3)
+            assert not ready.is_set()  # it would begin behind the later one
+        await ready.wait()
+        assert house.rows("SELECT event FROM endpoints") == [(2,)]
+        reject(house)
+        await until(lambda: told(house))
+        one.stop()
+        await task
+    assert len(shop.heard) == 1
 
 
 @on_sqlite
