@@ -4,6 +4,11 @@
                           │
                           └──► waiting (next_us) ──attempt──► delivered | waiting | failed
     (behind an earlier one of its subject) ──► waiting (no next_us) ──its turn──► next_us = now
+    delivered | failed ──resend──► waiting
+
+Of the rows of one subject that wait for one endpoint, the first has the next_us and no other, also
+while somebody sends an earlier or a later one once more: whoever writes a row that waits locks the
+endpoint's row before.
 
 The cursor moves in the transaction that writes the rows of what it passes: whoever is killed before
 it has told some endpoints something that will be told again, under the same id, and nothing else.
@@ -210,7 +215,10 @@ def forget_deliveries(
     old = [row for row in rows if row.created_us < before_us]
     ended = [row.id for row in old if row.state != "waiting"]
     if ended:
-        connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(ended)))
+        # Somebody may have it sent once more at this instant.
+        connection.execute(
+            sa.delete(deliveries).where(deliveries.c.id.in_(ended), sa.text("state <> 'waiting'"))
+        )
     return rows[-1].id if old and len(rows) == count else None
 
 
@@ -233,20 +241,21 @@ def notified_us(connection: Connection, event_ids: Sequence[bytes]) -> dict[byte
 def record(connection: Connection, told: Sequence[Told]) -> None:
     """Writes what became of events of several endpoints."""
     now = now_us()
-    for one in told:
+    # In the order of their names: who locks two endpoints in another order than others may hang.
+    for one in sorted(told, key=lambda one: one.endpoint):
+        _move(connection, one, now)
         _insert(connection, one, now)
         for ended in one.ended:
             if ended.row is not None:
                 _update(connection, one.endpoint, ended, now)
-        values: dict[str, int | str] = {}
-        if one.place is not None:
-            values["event"] = one.place
-        if one.disabled is not None:
-            values |= {"disabled_us": now, "why": one.disabled[:ERROR_CHARACTERS_MAX]}
-        if values:
-            connection.execute(
-                sa.update(endpoints).where(endpoints.c.name == one.endpoint).values(values)
-            )
+
+
+def _move(connection: Connection, told: Told, now: int) -> None:
+    place = endpoints.c.event if told.place is None else told.place
+    values: dict[str, object] = {"event": place}  # the same, too: the row is to be locked
+    if told.disabled is not None:
+        values |= {"disabled_us": now, "why": told.disabled[:ERROR_CHARACTERS_MAX]}
+    connection.execute(sa.update(endpoints).where(endpoints.c.name == told.endpoint).values(values))
 
 
 def _insert(connection: Connection, told: Told, now: int) -> None:
@@ -263,26 +272,41 @@ def _insert(connection: Connection, told: Told, now: int) -> None:
         for one in told.ended
         if one.row is None
     ]
-    if rows:
-        connection.execute(sa.insert(deliveries), rows)
+    if not rows:
+        return
+    tried = [one.event.subject for one in told.ended if one.row is None and one.next_us is not None]
+    behind = subjects_waiting(connection, told.endpoint, tried) if tried else set()
+    connection.execute(sa.insert(deliveries), rows)
+    for subject in behind:
+        set_turn(connection, told.endpoint, subject, now)
 
 
 def _update(connection: Connection, endpoint: str, ended: Ended, now: int) -> None:
     connection.execute(
         sa.update(deliveries).where(deliveries.c.id == ended.row).values(_values(ended, now))
     )
-    if ended.state == "waiting":
-        return
-    behind = (
-        sa.select(sa.func.min(deliveries.c.id))
-        .where(
-            deliveries.c.endpoint == endpoint,
-            deliveries.c.subject == ended.event.subject,
-            sa.text("state = 'waiting'"),
-        )
-        .scalar_subquery()
+    set_turn(connection, endpoint, ended.event.subject, now)
+
+
+def set_turn(connection: Connection, endpoint: str, subject: bytes, now: int) -> None:
+    """Of what waits of that subject the first is tried when it was to be, else now, and the others
+    when it has ended. After each change to one of them."""
+    waiting = sa.and_(
+        deliveries.c.endpoint == endpoint,
+        deliveries.c.subject == subject,
+        sa.text("state = 'waiting'"),
     )
-    connection.execute(sa.update(deliveries).where(deliveries.c.id == behind).values(next_us=now))
+    first = sa.select(sa.func.min(deliveries.c.id)).where(waiting).scalar_subquery()
+    connection.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.id == first, deliveries.c.next_us.is_(None))
+        .values(next_us=now)
+    )
+    connection.execute(
+        sa.update(deliveries)
+        .where(waiting, deliveries.c.id > first, deliveries.c.next_us.is_not(None))
+        .values(next_us=None)
+    )
 
 
 def _values(ended: Ended, now: int) -> dict[str, object]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
+import sqlalchemy as sa
 
 from processors import deliveries
 from processors.deliveries import Ended, Told
-from processors.delivery_list import backlog
+from processors.delivery_list import backlog, resend
 from processors.events import Event
 from processors.outbox import events_behind
 from processors.retention import Retention
+from processors.tables import endpoints
 from processors.webhooks import Endpoint
-from tests.processors.kit import House
+from tests.processors.kit import House, on_postgresql, until
 from tests.processors.retaining import DAYS, counts, later, pass_over, settle
 
 SHOP = Endpoint("shop", "http://127.0.0.1:1/", (b"s" * 24,))
@@ -121,6 +125,107 @@ def test_who_waits_behind_another_is_due_when_that_one_has_ended(told: House) ->
         assert [one.event.id for one in deliveries.due_of(connection, "shop", 2**60, 10)] == [
             behind.id
         ]
+
+
+@pytest.fixture
+def story(told: House) -> list[Event]:
+    """Of one order: delivered, failed, waits for its next attempt, waits behind that (rows 1-4)."""
+    first, *_ = events(told)
+    others = [
+        Event(first.place, bytes([n]) * 16, first.subject, n, "order.dead", 1) for n in (1, 2, 3)
+    ]
+    record(
+        told,
+        SHOP,
+        [
+            Ended(first, "delivered", attempts=1),
+            Ended(others[0], "failed", attempts=9, error="no"),
+            Ended(others[1], "waiting", attempts=1, next_us=2**60),
+            Ended(others[2], "waiting"),
+        ],
+        first.place,
+    )
+    return [first, *others]
+
+
+def turns(house: House) -> list[tuple[int, bool]]:
+    """The rows that wait, and whether they have a time."""
+    rows = house.rows("SELECT id, next_us FROM deliveries WHERE state = 'waiting' ORDER BY id")
+    return [(row, next_us is not None) for row, next_us in rows]
+
+
+def test_what_is_sent_once_more_keeps_the_order_of_its_order(
+    told: House, story: list[Event]
+) -> None:
+    again = told.store.commit(resend, 2)[1]
+    assert again is not None
+    assert turns(told) == [(2, True), (3, False), (4, False)]
+    told.store.commit(resend, 4)  # it goes on waiting
+    again = told.store.commit(resend, 1)[1]
+    assert again is not None
+    assert again.next_attempt_at is not None
+    assert turns(told) == [(1, True), (2, False), (3, False), (4, False)]
+    for row, event in enumerate(story, 1):
+        record(told, SHOP, [Ended(event, "delivered", row, 1)])
+        assert turns(told) == [(one, one == row + 1) for one in range(row + 1, 5)]
+    again = told.store.commit(resend, 3)[1]
+    assert turns(told) == [(3, True)]
+    again = told.store.commit(resend, 4)[1]
+    assert again is not None
+    assert (again.state, again.next_attempt_at) == ("waiting", None)
+    assert turns(told) == [(3, True), (4, False)]
+
+
+def test_what_fails_while_an_earlier_one_is_sent_once_more_waits_behind_that(
+    told: House, story: list[Event]
+) -> None:
+    told.store.commit(resend, 1)
+    record(told, SHOP, [Ended(story[2], "waiting", 3, 2, next_us=5)])  # it was under way
+    assert turns(told) == [(1, True), (3, False), (4, False)]
+    new = Event(9, b"n" * 16, story[0].subject, 9, "order.cancelled", 1)
+    record(told, SHOP, [Ended(new, "waiting", attempts=1, next_us=5)])
+    assert turns(told) == [(1, True), (3, False), (4, False), (5, False)]
+
+
+def locked_out(house: House) -> int:
+    """How many wait for a lock."""
+    return len(house.rows("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+
+
+@on_postgresql
+def test_two_who_make_rows_of_one_order_wait_see_each_other(
+    told: House, story: list[Event]
+) -> None:
+    def fail() -> None:
+        record(told, SHOP, [Ended(story[2], "waiting", 3, 2, next_us=5)])
+
+    def again() -> None:
+        told.store.commit(resend, 1)
+
+    for both in ((fail, again), (again, fail)):
+        threads = [threading.Thread(target=act) for act in both]
+        with told.store.writing() as first:
+            first.execute(sa.select(endpoints).with_for_update())
+            for count, thread in enumerate(threads, 1):
+                thread.start()
+                until(lambda count=count: locked_out(told) == count, "it waits")  # type: ignore[misc]
+        for thread in threads:
+            thread.join()
+        assert turns(told) == [(1, True), (3, False), (4, False)]
+
+
+@on_postgresql
+def test_what_is_sent_once_more_while_it_is_forgotten_stays(told: House) -> None:
+    first, *others = events(told)
+    record(told, SHOP, [Ended(first, "delivered", attempts=1)], others[-1].place)
+    work = deliveries.forget_deliveries, 0, later(told), 100
+    forgetting = threading.Thread(target=told.store.commit, args=work)
+    with told.store.writing() as connection:
+        resend(connection, 1)
+        forgetting.start()
+        until(lambda: locked_out(told) == 1, "it waits")
+    forgetting.join()
+    assert turns(told) == [(1, True)]
 
 
 def test_an_order_shows_when_the_last_endpoint_was_told(told: House) -> None:
