@@ -134,7 +134,10 @@ class Sender:
         try:
             async with self._patience.one():
                 await self._send(shown_id(event_id), body, heard)
-        except TimeoutError:
+        except httpx.ConnectTimeout:
+            text = f"no connection within {CONNECT_S:g} s, the look-up of its name included"
+            ended = Attempt("again", error=text, late=True)
+        except (TimeoutError, httpx.TimeoutException):
             ended = self._out_of_time()
         # Whatever the layers below let through: one endpoint must not end the relay of all.
         except Exception as error:

@@ -17,11 +17,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-import uvloop
-
 from processors.attempts import Outcome
 from processors.child import Child, enter
 from processors.doubt import give_up
+from processors.names import Loop
 from processors.relay import Relay
 from processors.stop import Stop
 from processors.store import Store, StoreBroken, StoreError
@@ -81,7 +80,7 @@ def run(child: Child, tally: Tally) -> int:
     store = Store.open(child.launch.settings.database, connections_max=CONNECTIONS_MAX)
     code = 0
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=Loop) as runner:
             runner.run(serve(child, store, tally))
     except* StoreBroken as broken:
         give_up(child.ring, broken.exceptions[0])
