@@ -43,6 +43,7 @@ from ingest.post_bulk import PostBulk
 from ingest.stock import Stock
 from processors.settings import HttpSettings, Settings
 from processors.tally import Tally
+from processors.webhooks import names_told
 from ringbuf import Journal, Ring, Writer
 
 
@@ -91,6 +92,7 @@ def make_routes(
     """What answers every path there is."""
     body_bytes_max = settings.http.max_body_bytes
     ready = Readyz(ring, acceptor, database, settings.ring.full_timeout_s)
+    metrics = Metrics(ring, database, names_told(settings.webhooks.endpoints))
     app = Starlette(
         routes=[
             *order_routes(settings, ring, acceptor, database, outcomes),
@@ -98,7 +100,7 @@ def make_routes(
             *dead_letter_routes(DeadLetters(acceptor, database)),
             *delivery_routes(Deliveries(ring, database)),
             _route("/events", GET=(on_events.GET_EVENTS, Events(ring, database, acceptor.ending))),
-            _route("/metrics", GET=(on_service.GET_METRICS, answering(Metrics(ring, database)))),
+            _route("/metrics", GET=(on_service.GET_METRICS, answering(metrics))),
             _route("/livez", GET=(on_service.GET_LIVEZ, answering(livez))),
             _route("/readyz", GET=(on_service.GET_READYZ, answering(ready))),
             *page_routes(lambda: described(app, settings)),

@@ -12,7 +12,7 @@ from ingest.metrics import oldest_s
 from ingest.sse import Event, Listener, Rounds
 from processors.instants import now_us
 from processors.schema import format_instant
-from processors.tally import OUTCOMES, PARKED, REFUSALS, WORD
+from processors.tally import OUTCOMES, OWNER, PARKED, REFUSALS, RELAY, WORD
 from ringbuf import Ring
 
 EVERY_S = 1.0
@@ -45,7 +45,8 @@ def figures(ring: Ring) -> dict[str, Any]:
     pages = ring.pages()
     living = [one for one in ring.participants() if one.alive()]
     workers = [one for one in living if one.role == "reader"]
-    fronts = [one for one in living if one.role == "writer"]
+    writers = [pages[ring.readers + one.index] for one in living if one.role == "writer"]
+    fronts = [page for page in writers if page[OWNER] != RELAY]
 
     def total(name: str) -> int:
         word = WORD[name]
@@ -61,7 +62,7 @@ def figures(ring: Ring) -> dict[str, Any]:
         "capacity": ring.capacity,
         "oldest_s": round(oldest_s(ring), 3),
         # A front that was killed left its number behind.
-        "parked": sum(pages[ring.readers + one.index][PARKED] for one in fronts),
+        "parked": sum(page[PARKED] for page in fronts),
         "workers_up": len(workers),
         "fronts_up": len(fronts),
     }

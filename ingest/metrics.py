@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
@@ -25,12 +25,15 @@ from ingest.exchange import Receive, Scope
 from processors.dead_letters import count_dead_letters
 from processors.delivery_list import backlog
 from processors.tally import (
+    ATTEMPTS,
     BUCKETS,
     CAUSES,
     HISTOGRAM,
+    OF_ATTEMPTS,
     OUTCOMES,
     OWNER,
     REFUSALS,
+    RELAY,
     WORD,
     limit,
     sums,
@@ -49,12 +52,13 @@ Process = tuple[str, int]
 
 
 class Metrics:
-    """The endpoint."""
+    """The endpoint. `told`: the names of those that a relay tells of outcomes."""
 
-    def __init__(self, ring: Ring, database: Database) -> None:
+    def __init__(self, ring: Ring, database: Database, told: Sequence[str] = ()) -> None:
         self._database = database
+        self._told = told
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(Pages(ring))
+        self._registry.register(Pages(ring, relay=bool(told)))
 
     async def __call__(self, _scope: Scope, _receive: Receive) -> Answer:
         headers = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
@@ -67,7 +71,7 @@ class Metrics:
         with suppress(Refused, TimeoutError):
             async with asyncio.timeout(DATABASE_S_MAX):
                 count = await self._database.ask(count_dead_letters)
-                untold = await self._database.ask(backlog)
+                untold = await self._database.ask(backlog, self._told)
             for name, text, value in (
                 ("rasher_dead_letters", "Orders that died.", count),
                 ("rasher_outbox_pending", "Events still to be told to endpoints.", untold.events),
@@ -78,16 +82,17 @@ class Metrics:
 
 
 class Pages(Collector):
-    """All there is to tell of a ring."""
+    """All there is to tell of a ring. `relay`: there should be one."""
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: Ring, *, relay: bool = False) -> None:
         self._ring = ring
+        self._relay = relay
 
     def collect(self) -> Iterator[Metric]:
         """Reads every page once."""
         pages = self._ring.pages()
-        of_workers, of_fronts = pages[: self._ring.readers], pages[self._ring.readers :]
-        total = sums(pages)
+        of_workers, of_fronts = sums(pages[: self._ring.readers]), sums(pages[self._ring.readers :])
+        total = [a + b for a, b in zip(of_workers, of_fronts, strict=True)]
         yield CounterMetricFamily(
             "rasher_orders_accepted", "Orders put into the ring.", total[WORD["accepted"]]
         )
@@ -100,29 +105,32 @@ class Pages(Collector):
             "Orders taken that had their outcome already: taken before, or cancelled.",
             total[WORD["redelivered"]],
         )
+        yield self._by(
+            "rasher_webhook_attempts", "Attempts to tell an endpoint.", "outcome", ATTEMPTS, total
+        )
         yield from self._of_the_ring()
         yield self._histogram(
             "rasher_accept_seconds", "From a request read whole to its order in the ring, synced.",
             total, "accept_us",
         )  # fmt: skip
         yield self._histogram(
-            "rasher_journal_sync_seconds", "Of a group of the journal.", sums(of_fronts), "sync_us"
+            "rasher_journal_sync_seconds", "Of a group of the journal.", of_fronts, "sync_us"
         )
         yield self._histogram(
-            "rasher_queue_seconds", "From the ring to a worker's hand.", sums(of_workers),
-            "queue_us",
-        )  # fmt: skip
+            "rasher_queue_seconds", "From the ring to a worker's hand.", of_workers, "queue_us"
+        )
         yield self._histogram(
             "rasher_commit_seconds", "Of a batch: begin to commit and release.", total, "commit_us"
         )
         yield self._histogram("rasher_commit_orders", "Orders of a batch.", total, "commit_orders")
-        yield from self._of_processes(pages)
+        yield self._living(pages)
+        yield self._restarts(of_workers, of_fronts)
 
     @staticmethod
     def _by(name: str, text: str, label: str, words: Iterable[str], total: list[int]) -> Metric:
         family = CounterMetricFamily(name, text, labels=[label])
         for word in words:
-            family.add_metric([word], total[WORD[word]])
+            family.add_metric([word.removeprefix(OF_ATTEMPTS)], total[WORD[word]])
         return family
 
     def _of_the_ring(self) -> Iterator[Metric]:
@@ -143,30 +151,42 @@ class Pages(Collector):
         buckets.append(("+Inf", float(sum(counts))))
         return HistogramMetricFamily(name, text, buckets, total[at + BUCKETS] / scale)
 
-    def _of_processes(self, pages: list[memoryview]) -> Iterator[Metric]:
+    def _living(self, pages: list[memoryview]) -> Metric:
         up = GaugeMetricFamily("rasher_process_up", "1: it lives.", labels=["role", "index"])
+        living = {(one.role, one.index) for one in self._ring.participants() if one.alive()}
+        found: dict[Process, bool] = {("relay", 0): False} if self._relay else {}
+        for place, process in self._owners(pages):
+            of_reader = place < self._ring.readers
+            entry = ("reader", place) if of_reader else ("writer", place - self._ring.readers)
+            if entry in living or process[0] != "relay":  # of one that nobody wants a page is left
+                found[process] = found.get(process, False) or entry in living
+        for (role, index), lives in sorted(found.items()):
+            up.add_metric([role, str(index)], lives)
+        return up
+
+    @staticmethod
+    def _restarts(of_workers: list[int], of_fronts: list[int]) -> Metric:
         again = CounterMetricFamily(
             "rasher_process_restarts", "Processes that followed another, by its end.",
             labels=["role", "cause"],
         )  # fmt: skip
-        living = {(one.role, one.index) for one in self._ring.participants() if one.alive()}
-        found: dict[Process, bool] = {}
-        restarts = dict.fromkeys(((r, c) for r in ("front", "worker") for c in CAUSES), 0)
-        for place, page in enumerate(pages):
-            if not page[OWNER]:
-                continue
-            of_reader = place < self._ring.readers
-            entry = ("reader", place) if of_reader else ("writer", place - self._ring.readers)
-            process = ("worker" if of_reader else "front", page[OWNER] - 1)
-            found[process] = found.get(process, False) or entry in living
+        for role, total, prefix in (
+            ("front", of_fronts, "restarted"),
+            ("worker", of_workers, "restarted"),
+            ("relay", of_fronts, "relay"),
+        ):
             for cause in CAUSES:
-                restarts[process[0], cause] += page[WORD[f"restarted_{cause}"]]
-        for (role, index), lives in sorted(found.items()):
-            up.add_metric([role, str(index)], lives)
-        for (role, cause), count in restarts.items():
-            again.add_metric([role, cause], count)
-        yield up
-        yield again
+                again.add_metric([role, cause], total[WORD[f"{prefix}_{cause}"]])
+        return again
+
+    def _owners(self, pages: list[memoryview]) -> Iterator[tuple[int, Process]]:
+        """The page's place, and whose it is, or was last."""
+        for place, page in enumerate(pages):
+            owner = page[OWNER]
+            if owner == RELAY:
+                yield place, ("relay", 0)
+            elif owner:
+                yield place, ("worker" if place < self._ring.readers else "front", owner - 1)
 
 
 def oldest_s(ring: Ring) -> float:

@@ -7,7 +7,8 @@
                                  resets, no answer within ATTEMPT_S
 
 An attempt ends within ATTEMPT_S, whatever the other side does. What it answers is not needed: some
-of it is read, so that the connection can be used again, and a longer one is closed.
+of it is read, so that the connection can be used again, and a longer one is closed. Cookies are
+neither kept nor sent. An attempt that a stop cuts off is none: nobody knows what would have come.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib import metadata
 from typing import Literal
 
@@ -43,16 +45,31 @@ SPREAD = 0.2
 AGAIN_S_MAX = 3600.0
 DIGITS_MAX = 9
 
-Verdict = Literal["delivered", "again", "gone"]
+# How far an error is traced back for words.
+CAUSES_MAX = 8
+
+Verdict = Literal["delivered", "again", "gone", "cut"]
+Outcome = Literal["delivered", "refused", "gone", "timeout", "error", "cut"]
 
 
 class Attempt(Struct, frozen=True):
-    """How one ended. `after_s`: what the endpoint asked for; `status`: None without an answer."""
+    """How one ended. `after_s`: what the endpoint asked for; `status`: None without an answer;
+    `late`: nothing came in time."""
 
     verdict: Verdict
     status: int | None = None
     error: str | None = None
     after_s: float | None = None
+    late: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """As it is counted."""
+        if self.verdict != "again":
+            return self.verdict
+        if self.status is not None:
+            return "refused"
+        return "timeout" if self.late else "error"
 
 
 class Patience:
@@ -61,6 +78,11 @@ class Patience:
     def __init__(self) -> None:
         self._waits: set[asyncio.Timeout] = set()
         self._end_s = math.inf  # of the loop's clock
+
+    @property
+    def over(self) -> bool:
+        """What `hurry` gave is used up."""
+        return asyncio.get_running_loop().time() >= self._end_s
 
     def hurry(self, seconds: float) -> None:
         """All end within that time."""
@@ -99,6 +121,7 @@ class Sender:
                 keepalive_expiry=IDLE_S,
             ),
             headers={"user-agent": f"rasher/{_version()}", "content-type": "application/json"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         )
 
     async def close(self) -> None:
@@ -107,27 +130,35 @@ class Sender:
 
     async def send(self, event_id: bytes, body: bytes) -> Attempt:
         """One attempt; raises nothing that the endpoint could be the reason of."""
+        heard: list[Attempt] = []
         try:
             async with self._patience.one():
-                return await self._send(shown_id(event_id), body)
-        except TimeoutError:
-            return Attempt("again", error=f"no answer in time, which is {ATTEMPT_S:g} s at most")
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
-            return Attempt("again", error=f"{type(error).__name__}: {error}")
+                await self._send(shown_id(event_id), body, heard)
+        except httpx.ConnectTimeout:
+            text = f"no connection within {CONNECT_S:g} s, the look-up of its name included"
+            ended = Attempt("again", error=text, late=True)
+        except (TimeoutError, httpx.TimeoutException):
+            ended = self._out_of_time()
+        # Whatever the layers below let through: one endpoint must not end the relay of all.
+        except Exception as error:
+            ended = Attempt("again", error=reason(error))
+        # An answer counts when its head has come, whatever becomes of its body.
+        return heard[0] if heard else ended
 
-    async def _send(self, message_id: str, body: bytes) -> Attempt:
+    def _out_of_time(self) -> Attempt:
+        if self._patience.over:
+            return Attempt("cut")
+        text = f"no answer in time, which is {ATTEMPT_S:g} s at most"
+        return Attempt("again", error=text, late=True)
+
+    async def _send(self, message_id: str, body: bytes, heard: list[Attempt]) -> None:
         headers = headers_of(self.endpoint.secrets, message_id, int(time.time()), body)
         async with self._client.stream(
             "POST", self.endpoint.url, content=body, headers=headers
         ) as answer:
-            ended = judge(answer)
-            # An answer counts when it has come, whatever becomes of its body.
-            try:
-                async with asyncio.timeout(ANSWER_S_MAX):
-                    await _drop_body(answer)
-            except (TimeoutError, httpx.HTTPError, httpx.StreamError):
-                pass
-            return ended
+            heard.append(judge(answer))
+            async with asyncio.timeout(ANSWER_S_MAX):
+                await _drop_body(answer)
 
 
 async def _drop_body(answer: httpx.Response) -> None:
@@ -136,6 +167,21 @@ async def _drop_body(answer: httpx.Response) -> None:
         count += len(part)
         if count > ANSWER_BYTES_MAX:
             return
+
+
+def reason(error: BaseException) -> str:
+    """The error in words that any database and terminal takes; of one without words, those of what
+    it comes from."""
+    name, cause = type(error).__name__, error
+    for _ in range(CAUSES_MAX):
+        before = cause.__cause__ or cause.__context__
+        if str(cause) or before is None:
+            break
+        cause = before
+    text = "".join(one if one.isprintable() else "?" for one in f"{name}: {cause}".strip(": "))
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        text += " (SSL_CERT_FILE names other authorities)"
+    return text
 
 
 def judge(answer: httpx.Response) -> Attempt:

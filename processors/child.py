@@ -39,7 +39,7 @@ from processors.keys import Key
 from processors.logs import set_up_logging
 from processors.settings import Settings
 from processors.stop import Stop
-from processors.tally import AWAY, OWNER, Tally
+from processors.tally import AWAY, OWNER, PARKED, RELAY, Tally
 from ringbuf import Ring
 
 LAUNCH_FLAG = "--launch-fd"
@@ -128,12 +128,13 @@ class Child:
         self.ring = ring
 
     def tally(self, role: str, index: int) -> Tally:
-        """This process's page of the ring, marked as its own; its start is counted there."""
-        tally = Tally(self.ring.page(role, index))
-        tally.page[OWNER] = 1 + self.launch.index
-        tally.page[AWAY] = 0
+        """This process's page of the ring, marked as its own; its start is counted there. A relay's
+        is a writer's, in which a front may have counted before."""
+        tally, of_relay = Tally(self.ring.page(role, index)), self.launch.role == "relay"
+        tally.page[OWNER] = RELAY if of_relay else 1 + self.launch.index
+        tally.page[AWAY] = tally.page[PARKED] = 0
         if self.launch.cause:
-            tally.count(f"restarted_{self.launch.cause}")
+            tally.count(f"{'relay' if of_relay else 'restarted'}_{self.launch.cause}")
         return tally
 
     def ready(self) -> None:

@@ -4,6 +4,11 @@
                           │
                           └──► waiting (next_us) ──attempt──► delivered | waiting | failed
     (behind an earlier one of its subject) ──► waiting (no next_us) ──its turn──► next_us = now
+    delivered | failed ──resend──► waiting
+
+Of the rows of one subject that wait for one endpoint, the first has the next_us and no other, also
+while somebody sends an earlier or a later one once more: whoever writes a row that waits locks the
+endpoint's row before.
 
 The cursor moves in the transaction that writes the rows of what it passes: whoever is killed before
 it has told some endpoints something that will be told again, under the same id, and nothing else.
@@ -20,7 +25,6 @@ from sqlalchemy.engine import Connection
 
 from processors.events import Event, Place
 from processors.instants import now_us
-from processors.places import last_place
 from processors.tables import deliveries, endpoints
 from processors.webhooks import Endpoint
 
@@ -70,15 +74,15 @@ class Told(Struct, frozen=True):
     disabled: str | None = None
 
 
-def enlist(connection: Connection, wanted: Sequence[Endpoint]) -> dict[str, Standing]:
-    """Where the endpoints of the settings are. A new one begins at the present end; one whose url
-    has changed is enabled again; what waits for one that is gone has failed."""
+def enlist(connection: Connection, wanted: Sequence[Endpoint], end: Place) -> dict[str, Standing]:
+    """Where the endpoints of the settings are. A new one begins at that end, in front of which
+    nothing can be committed any more; one whose url has changed is enabled again; what waits for
+    one that is gone has failed."""
     there = {row.name: row for row in connection.execute(sa.select(endpoints))}
     now = now_us()
     for name in there.keys() - {one.name for one in wanted}:
         connection.execute(sa.delete(endpoints).where(endpoints.c.name == name))
         _fail_waiting(connection, name, now)
-    end = last_place(connection)
     for one in wanted:
         row = there.get(one.name)
         if row is None:
@@ -155,15 +159,16 @@ def not_told(connection: Connection, endpoint: str, events: Sequence[Event]) -> 
 
 
 def subjects_waiting(
-    connection: Connection, endpoint: str, subjects: Sequence[bytes]
+    connection: Connection, endpoint: str, subjects: Sequence[bytes], but: Sequence[int] = ()
 ) -> set[bytes]:
-    """Those of which something waits."""
+    """Those of which something waits, beside these rows."""
     return set(
         connection.scalars(
             sa.select(deliveries.c.subject).where(
                 deliveries.c.endpoint == endpoint,
                 deliveries.c.subject.in_(subjects),
                 sa.text("state = 'waiting'"),
+                deliveries.c.id.not_in(but),
             )
         )
     )
@@ -184,10 +189,15 @@ def told_up_to(connection: Connection, names: Sequence[str]) -> Place | None:
 def subjects_waiting_for(
     connection: Connection, names: Sequence[str], subjects: Sequence[bytes]
 ) -> set[bytes]:
-    """Those of which something waits for one of the endpoints."""
-    if not subjects:
+    """Those of which something waits for one of the endpoints, those that are disabled left out."""
+    if not subjects or not names:
         return set()
-    return set().union(*(subjects_waiting(connection, name, subjects) for name in names))
+    enabled = connection.scalars(
+        sa.select(endpoints.c.name).where(
+            endpoints.c.name.in_(names), endpoints.c.disabled_us.is_(None)
+        )
+    )
+    return set().union(*(subjects_waiting(connection, name, subjects) for name in enabled.all()))
 
 
 def forget_deliveries(
@@ -204,7 +214,10 @@ def forget_deliveries(
     old = [row for row in rows if row.created_us < before_us]
     ended = [row.id for row in old if row.state != "waiting"]
     if ended:
-        connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(ended)))
+        # Somebody may have it sent once more at this instant.
+        connection.execute(
+            sa.delete(deliveries).where(deliveries.c.id.in_(ended), sa.text("state <> 'waiting'"))
+        )
     return rows[-1].id if old and len(rows) == count else None
 
 
@@ -227,18 +240,23 @@ def notified_us(connection: Connection, event_ids: Sequence[bytes]) -> dict[byte
 def record(connection: Connection, told: Sequence[Told]) -> None:
     """Writes what became of events of several endpoints."""
     now = now_us()
-    for one in told:
+    # In the order of their names: who locks two endpoints in another order than others may hang.
+    for one in sorted(told, key=lambda one: one.endpoint):
+        _move(connection, one, now)
         _insert(connection, one, now)
         for ended in one.ended:
             if ended.row is not None:
                 _update(connection, one.endpoint, ended, now)
-        values: dict[str, int | str] = {} if one.place is None else one.place._asdict()
-        if one.disabled is not None:
-            values |= {"disabled_us": now, "why": one.disabled[:ERROR_CHARACTERS_MAX]}
-        if values:
-            connection.execute(
-                sa.update(endpoints).where(endpoints.c.name == one.endpoint).values(values)
-            )
+
+
+def _move(connection: Connection, told: Told, now: int) -> None:
+    # The same place, too: the row is to be locked.
+    values: dict[str, object] = {"event": endpoints.c.event}
+    if told.place is not None:
+        values = {**told.place._asdict()}
+    if told.disabled is not None:
+        values |= {"disabled_us": now, "why": told.disabled[:ERROR_CHARACTERS_MAX]}
+    connection.execute(sa.update(endpoints).where(endpoints.c.name == told.endpoint).values(values))
 
 
 def _insert(connection: Connection, told: Told, now: int) -> None:
@@ -255,26 +273,41 @@ def _insert(connection: Connection, told: Told, now: int) -> None:
         for one in told.ended
         if one.row is None
     ]
-    if rows:
-        connection.execute(sa.insert(deliveries), rows)
+    if not rows:
+        return
+    tried = [one.event.subject for one in told.ended if one.row is None and one.next_us is not None]
+    behind = subjects_waiting(connection, told.endpoint, tried) if tried else set()
+    connection.execute(sa.insert(deliveries), rows)
+    for subject in behind:
+        set_turn(connection, told.endpoint, subject, now)
 
 
 def _update(connection: Connection, endpoint: str, ended: Ended, now: int) -> None:
     connection.execute(
         sa.update(deliveries).where(deliveries.c.id == ended.row).values(_values(ended, now))
     )
-    if ended.state == "waiting":
-        return
-    behind = (
-        sa.select(sa.func.min(deliveries.c.id))
-        .where(
-            deliveries.c.endpoint == endpoint,
-            deliveries.c.subject == ended.event.subject,
-            sa.text("state = 'waiting'"),
-        )
-        .scalar_subquery()
+    set_turn(connection, endpoint, ended.event.subject, now)
+
+
+def set_turn(connection: Connection, endpoint: str, subject: bytes, now: int) -> None:
+    """Of what waits of that subject the first is tried when it was to be, else now, and the others
+    when it has ended. After each change to one of them."""
+    waiting = sa.and_(
+        deliveries.c.endpoint == endpoint,
+        deliveries.c.subject == subject,
+        sa.text("state = 'waiting'"),
     )
-    connection.execute(sa.update(deliveries).where(deliveries.c.id == behind).values(next_us=now))
+    first = sa.select(sa.func.min(deliveries.c.id)).where(waiting).scalar_subquery()
+    connection.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.id == first, deliveries.c.next_us.is_(None))
+        .values(next_us=now)
+    )
+    connection.execute(
+        sa.update(deliveries)
+        .where(waiting, deliveries.c.id > first, deliveries.c.next_us.is_not(None))
+        .values(next_us=None)
+    )
 
 
 def _values(ended: Ended, now: int) -> dict[str, object]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
+from processors.deliveries import set_turn
 from processors.events import OF_STOCK, Place
 from processors.instants import now_us
 from processors.outbox import events_behind
@@ -88,22 +90,20 @@ def list_deliveries(
 
 def resend(connection: Connection, delivery_id: int) -> Resent:
     """It is to be tried now, and for its whole time again; unless its endpoint is gone from the
-    settings. The delivery as it is then."""
+    settings. While earlier ones of its order wait it goes behind them, and later ones behind it.
+    The delivery as it is then."""
     row = _find(connection, delivery_id)
     if row is None:
         return "unknown", None
-    there = connection.scalar(sa.select(endpoints.c.name).where(endpoints.c.name == row.endpoint))
-    if there is None:
+    there = sa.select(endpoints.c.name).where(endpoints.c.name == row.endpoint).with_for_update()
+    if connection.scalar(there) is None:
         return "removed", _view(row)
-    # One that waits behind another of its order goes on doing so.
-    if row.state != "waiting" or row.next_us is not None:
-        again = {"state": "waiting", "next_us": now_us(), "first_us": None, "ended_us": None}
-        connection.execute(
-            sa.update(deliveries).where(deliveries.c.id == delivery_id).values(again)
-        )
-        row = _find(connection, delivery_id)
-    assert row is not None
-    return "waiting", _view(row)
+    now = now_us()
+    again = {"state": "waiting", "next_us": now, "first_us": None, "ended_us": None}
+    connection.execute(sa.update(deliveries).where(deliveries.c.id == delivery_id).values(again))
+    set_turn(connection, row.endpoint, row.subject, now)
+    row = _find(connection, delivery_id)
+    return ("unknown", None) if row is None else ("waiting", _view(row))
 
 
 def list_endpoints(store: Store) -> list[EndpointView]:
@@ -132,17 +132,19 @@ def list_endpoints(store: Store) -> list[EndpointView]:
 
 
 class Backlog(NamedTuple):
-    """What is still to be told: `events` to endpoints that are not disabled, those that they do not
+    """What is still to be told: `events` to endpoints that nothing disables, those that they do not
     want included as long as nobody has looked at them; the age of the oldest."""
 
     events: int
     oldest_s: float
 
 
-def backlog(store: Store) -> Backlog:
-    """Raises StoreUnavailable."""
+def backlog(store: Store, told: Sequence[str]) -> Backlog:
+    """`told`: the endpoints that the settings have and do not disable. Raises StoreUnavailable."""
     columns = deliveries.c
-    enabled = sa.select(endpoints).where(endpoints.c.disabled_us.is_(None))
+    enabled = sa.select(endpoints).where(
+        endpoints.c.name.in_(told), endpoints.c.disabled_us.is_(None)
+    )
     with store.reading() as connection:
         rows = connection.execute(enabled).all()
         if not rows:

@@ -17,7 +17,8 @@ from processors.datadir import attach_rings
 from processors.journal import journal_dir
 from processors.recycling import is_finished
 from processors.settings import Settings
-from ringbuf import Ring, RingError, Segment, SegmentError
+from processors.tally import OWNER, RELAY
+from ringbuf import Participant, Ring, RingError, Segment, SegmentError
 from ringbuf.segment import segment_paths
 
 EXIT_USAGE = 2
@@ -95,11 +96,16 @@ def look_at_ring(ring: Ring) -> RingView:
         oldest_s=age,
         hands={index: count for index, count in held.items() if count},
         processes=[
-            f"{one.role} {one.index}: pid {one.pid}{'' if one.alive() else ', dead'}"
+            f"{_name(ring, one)}: pid {one.pid}{'' if one.alive() else ', dead'}"
             for one in ring.participants()
         ],
         locks_of_the_dead=ring.repairs,
     )
+
+
+def _name(ring: Ring, one: Participant) -> str:
+    of_relay = one.role == "writer" and ring.pages()[ring.readers + one.index][OWNER] == RELAY
+    return f"{one.role} {one.index}{' (the relay)' if of_relay else ''}"
 
 
 def look_at_journal(directory: Path, epochs: set[int]) -> Iterator[SegmentView]:

@@ -117,6 +117,7 @@ from processors.tree import (
     Unreachable,
     name,
 )
+from processors.webhooks import names_told
 
 SHORT_LIFE_S = 5.0
 BACKOFF_FIRST_S = 0.25
@@ -148,7 +149,7 @@ def begin(
 
 def wants_relay(settings: Settings) -> bool:
     """Whether anybody is to be told of outcomes."""
-    return any(not one.disabled for one in settings.webhooks.endpoints)
+    return bool(names_told(settings.webhooks.endpoints))
 
 
 def decide(state: State, event: Event) -> Decision:

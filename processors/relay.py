@@ -7,7 +7,7 @@ For each endpoint one task goes round and round:
     record    what became of them, and the cursor, in one transaction
 
 and sleeps when there is nothing, until a commit, or until something is due. Rounds of several
-endpoints are recorded together, RECORD_EVERY_S apart: a transaction is what costs the workers most.
+endpoints are recorded together (processors/recorder.py).
 
 Killed anywhere: what was sent and not recorded is sent again with the same id. Asked to stop: what
 is under way is given its time, the rest is told by the next start.
@@ -20,6 +20,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby, takewhile
 from typing import TypeVar
 
@@ -32,29 +33,29 @@ from processors.attempts import (
     GIVE_UP_S,
     Attempt,
     Breaker,
+    Outcome,
     Patience,
     Sender,
     pause_s,
 )
+from processors.commits import Commits, happened
 from processors.deliveries import Due, Ended, Standing, Told
 from processors.events import Event, Place
 from processors.instants import now_us
 from processors.outbox import bodies_of, events_behind
 from processors.places import end_of
-from processors.store import Store, StoreBusy, StoreUnavailable
+from processors.recorder import Recorder
+from processors.store import Store, StoreUnavailable
 from processors.webhooks import Endpoint, shown_url
-from ringbuf import Ring, RingError
+from ringbuf import Ring
 
 log = logging.getLogger("rasher.relay")
 
 ROUND = 64
-RECORD_EVERY_S = 0.05
-# Rounds of this many endpoints go into one transaction.
-RECORDED_MAX = 32
 # A commit is waited for that long; a worker that died may not have said that it committed.
 LOOK_S = 5.0
-# A thread that waits for commits looks that often whether it shall end.
-WATCH_S = 1.0
+# Where a new endpoint begins, while others are writing.
+ASK_S = 0.1
 # When it is asked to stop, what is under way has so long.
 HURRY_S = 1.0
 # The cursor is written with what was told, and when so much of the outbox was passed over.
@@ -75,24 +76,25 @@ class Item(Struct, frozen=True):
 
 
 class Round(Struct, frozen=True):
-    """What is to be told next; `place`: how far it was looked; `blocked`: subjects of
-    which something waits that is not due."""
+    """What is to be told next; `place`: how far it was looked; `blocked`: subjects of which
+    something waits that is not in here; `seen`: the count of commits before it was read."""
 
     items: list[Item]
     bodies: dict[bytes, bytes]
     place: Place
     blocked: set[bytes]
+    seen: int
 
 
 class Relay:
-    """Of one database, one at a time. `counted`: is called with how an attempt ended."""
+    """Of one database, one at a time. `counted`: is called with the outcome of each attempt."""
 
     def __init__(
         self,
         store: Store,
         ring: Ring,
         wanted: Sequence[Endpoint],
-        counted: Callable[[str], object] = lambda _: None,
+        counted: Callable[[Outcome], object] = lambda _: None,
     ) -> None:
         self.store = store
         self.ring = ring
@@ -100,8 +102,9 @@ class Relay:
         self._wanted = wanted
         self._stop = asyncio.Event()
         self.patience = Patience()
-        self.recorder = Recorder(store)
+        self.recorder = Recorder(store, self._stop)
         self._commits = Commits(ring)
+        self._asking = asyncio.Lock()
         self._end = Place(0, 0)
         self._end_at: int | None = None  # the count of commits when the end was asked for
 
@@ -135,9 +138,12 @@ class Relay:
     async def _enlist(self) -> dict[str, Standing] | None:
         while not self.stopping:
             try:
-                return await asyncio.to_thread(
-                    self.store.commit, deliveries.enlist, list(self._wanted)
-                )
+                end = await asyncio.to_thread(end_of, self.store)
+                if end is not None:
+                    return await asyncio.to_thread(
+                        self.store.commit, deliveries.enlist, self._wanted, end
+                    )
+                await self.sleep(ASK_S)
             except StoreUnavailable as error:
                 log.warning("%s; trying again", error)
                 await self.sleep(AGAIN_S)
@@ -148,14 +154,15 @@ class Relay:
         """Nothing more is to be begun."""
         return self._stop.is_set()
 
-    async def end(self) -> Place:
-        """How far may be told. Raises StoreUnavailable."""
-        commits = self.ring.commits
-        if commits != self._end_at:
-            found = await asyncio.to_thread(end_of, self.store)
-            if found is not None:
-                self._end, self._end_at = Place(*map(max, found, self._end)), commits
-        return self._end
+    async def end(self) -> tuple[Place, int]:
+        """How far may be told, and of which count of commits that is. Raises StoreUnavailable."""
+        async with self._asking:  # once for all who ask
+            commits = self.ring.commits
+            if commits != self._end_at:
+                found = await asyncio.to_thread(end_of, self.store)
+                if found is not None:
+                    self._end, self._end_at = Place(*map(max, found, self._end)), commits
+            return self._end, commits
 
     def forget_end(self) -> None:
         """It is asked for anew, for a commit may not have been counted."""
@@ -163,86 +170,12 @@ class Relay:
 
     async def sleep(self, seconds: float) -> None:
         """That long, or until it is stopped."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-        except TimeoutError:
-            return
+        await happened(self._stop, seconds)
 
-    async def changed(self, seconds: float) -> None:
-        """Until something was committed or it is stopped, that long at most."""
-        await self._commits.changed(seconds)
-
-
-class Commits:
-    """Wakes who waits for the next commit."""
-
-    def __init__(self, ring: Ring) -> None:
-        self._ring = ring
-        self._changed = asyncio.Event()
-
-    async def watch(self, stop: asyncio.Event) -> None:
-        """Until stopped."""
-        seen = self._ring.commits
-        while not stop.is_set():
-            try:
-                now = await asyncio.to_thread(self._ring.wait_commits, seen, WATCH_S)
-            except RingError:
-                return
-            if now != seen:
-                seen = now
-                self.wake()
-
-    def wake(self) -> None:
-        """Whoever waits."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def changed(self, seconds: float) -> None:
-        """Until the next one, that long at most."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return
-
-
-class Recorder:
-    """Writes what became of rounds, those of several endpoints in one transaction."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._waiting: list[tuple[Told, asyncio.Future[None]]] = []
-        self._some = asyncio.Event()
-
-    async def record(self, told: Told) -> None:
-        """Returns when it is committed; tries again while the database is away."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((told, done))
-        self._some.set()
-        await done
-
-    async def run(self) -> None:
-        """Until cancelled. Raises StoreBroken, StoreError."""
-        while True:
-            await self._some.wait()
-            some = self._waiting[:RECORDED_MAX]
-            try:
-                await asyncio.to_thread(
-                    self._store.commit, deliveries.record, [told for told, _ in some]
-                )
-            except StoreUnavailable as error:
-                if not isinstance(error, StoreBusy):
-                    log.warning("%s; what was told is recorded later", error)
-                    await asyncio.sleep(AGAIN_S)
-                continue
-            del self._waiting[: len(some)]
-            if not self._waiting:
-                self._some.clear()
-            for _, done in some:
-                if not done.done():
-                    done.set_result(None)
-            await asyncio.sleep(RECORD_EVERY_S)
+    async def changed(self, seen: int, seconds: float) -> None:
+        """Until more was committed than those or it is stopped, that long at most."""
+        if not self.stopping:
+            await self._commits.changed(seen, seconds)
 
 
 class Courier:
@@ -258,6 +191,7 @@ class Courier:
         self._sender = sender
         self._breaker = Breaker()
         self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._newest = True  # is what the next probe is
 
     async def run(self) -> None:
         """Until the relay is stopped."""
@@ -269,7 +203,8 @@ class Courier:
                     log.debug("%s: %s", self._endpoint.name, error)
                     await self._relay.sleep(AGAIN_S)
             if self._place != self._recorded:
-                await self._record([])
+                with suppress(StoreUnavailable):
+                    await self._record([])
         finally:
             await self._sender.close()
 
@@ -284,7 +219,8 @@ class Courier:
         if left_s:
             await self._relay.sleep(left_s)
             return
-        one = await self._read(1 if self._breaker.tripped else ROUND)
+        # No more than half, so that what is tried again keeps nothing new waiting.
+        one = await (self._probe() if self._breaker.tripped else self._read(ROUND // 2, ROUND))
         if one.items:
             await self._tell(one)
             return
@@ -292,11 +228,20 @@ class Courier:
         if self._place.past(self._recorded) > (PASSED_MAX if passed else 0):
             await self._record([])
         if not passed:
-            await self._rest()
+            await self._rest(one.seen)
+
+    async def _probe(self) -> Round:
+        """One message, by turns something new and something that failed before: that may be all
+        that the endpoint can't take."""
+        one = await self._read(0 if self._newest else 1, 1)
+        if self._newest and not one.items and one.place == self._place:
+            one = await self._read(1, 1)
+        self._newest ^= bool(one.items)
+        return one
 
     async def _give_up_old(self) -> bool:
         """What is behind the cursor while nothing is sent is not kept for ever."""
-        one = await self._read(ROUND)
+        one = await self._read(0, ROUND)
         oldest_us = now_us() - GIVE_UP_S * SECOND_US
         new = [item.event for item in one.items if item.due is None]
         old = [
@@ -316,11 +261,11 @@ class Courier:
             self._disabled = False
             log.info("webhook %s is enabled again", self._endpoint.name)
 
-    async def _rest(self) -> None:
-        """Until something was committed or is due."""
+    async def _rest(self, seen: int) -> None:
+        """Until something more was committed, or is due."""
         due_us = await self._ask(lambda: _next_due_us(self._relay.store, self._endpoint.name))
         seconds = LOOK_S if due_us is None else min(LOOK_S, (due_us - now_us()) / SECOND_US)
-        await self._relay.changed(max(0.0, seconds))
+        await self._relay.changed(seen, max(0.0, seconds))
         self._relay.forget_end()
 
     async def _ask(self, question: Callable[[], T]) -> T:
@@ -328,24 +273,24 @@ class Courier:
 
     # ---- read ------------------------------------------------------------------------------------
 
-    async def _read(self, count: int) -> Round:
-        end = await self._relay.end()
-        return await self._ask(lambda: self._read_round(count, end))
+    async def _read(self, again: int, count: int) -> Round:
+        """So many in all, of which so many are to be tried again, at most."""
+        end, seen = await self._relay.end()
+        return await self._ask(lambda: self._read_round(again, count, end, seen))
 
-    def _read_round(self, count: int, end: Place) -> Round:
+    def _read_round(self, again: int, count: int, end: Place, seen: int) -> Round:
         name = self._endpoint.name
         with self._relay.store.reading() as connection:
-            # No more than half, so that what is tried again keeps nothing new waiting.
-            due = deliveries.due_of(connection, name, now_us(), max(1, count // 2))
-            found = events_behind(connection, self._place, end, max(0, count - len(due)))
+            due = deliveries.due_of(connection, name, now_us(), again)
+            found = events_behind(connection, self._place, end, count - len(due))
             place = self._place.behind(found)
             new = [one for one in found if self._endpoint.wants(one.type)]
             new = deliveries.not_told(connection, name, new) if new else []
-            subjects = {one.subject for one in new} - {one.event.subject for one in due}
-            waiting = deliveries.subjects_waiting(connection, name, list(subjects))
+            subjects, rows = {one.subject for one in new}, [one.row for one in due]
+            waiting = deliveries.subjects_waiting(connection, name, list(subjects), rows)
             items = [Item(one.event, one) for one in due] + [Item(one) for one in new]
             bodies = bodies_of(connection, [one.event for one in items]) if items else {}
-        return Round(items, bodies, place, waiting)
+        return Round(items, bodies, place, waiting, seen)
 
     # ---- send ------------------------------------------------------------------------------------
 
@@ -365,15 +310,20 @@ class Courier:
 
     async def _record(self, ended: Sequence[Ended]) -> None:
         disabled = "it answered 410" if self._disabled else None
-        await self._relay.recorder.record(Told(self._endpoint.name, ended, self._place, disabled))
+        told = Told(self._endpoint.name, ended, self._place, disabled)
+        try:
+            await self._relay.recorder.record(told)
+        except StoreUnavailable:
+            self._place = self._recorded
+            raise
         self._recorded = self._place
 
     async def _tell_chain(self, chain: Sequence[Item], one: Round) -> list[Ended]:
         """The events of one subject, until one is not delivered: the others wait behind it."""
         ended: list[Ended] = []
-        free = chain[0].event.subject not in one.blocked
+        free, blocked = True, chain[0].event.subject in one.blocked
         for item in chain:
-            if not free:
+            if not free or (blocked and item.due is None):
                 ended += self._waits_behind(item)
                 continue
             body = one.bodies.get(item.event.id)
@@ -400,7 +350,9 @@ class Courier:
         return judged(item, attempt)
 
     def _note(self, attempt: Attempt) -> None:
-        self._relay.counted(attempt.verdict)
+        if attempt.verdict == "cut":
+            return
+        self._relay.counted(attempt.outcome)
         was = self._breaker.tripped
         self._breaker.note(time.monotonic(), delivered=attempt.verdict == "delivered")
         if attempt.verdict == "gone" and not self._disabled:
@@ -424,8 +376,10 @@ def _context(wanted: Iterable[Endpoint]) -> ssl.SSLContext:
 
 def judged(item: Item, attempt: Attempt) -> Ended:
     """What an attempt means for its event."""
-    attempts = 1 + (item.due.attempts if item.due else 0)
     now = now_us()
+    if attempt.verdict == "cut":
+        return replace(_untried(item, "waiting"), next_us=now)
+    attempts = 1 + (item.due.attempts if item.due else 0)
     first = (item.due.first_us if item.due else None) or now
     ended = replace(
         _untried(item, "delivered"),

@@ -22,9 +22,9 @@ and each bounds the limit, by MARGIN_US for what clocks do:
   is synced before it is looked at.
 
 An event that an endpoint is still to be told of keeps its order, and what comes behind it; but not
-for one that is disabled. A dead letter is never forgotten before somebody discarded it. After its
-time an id is unknown: the same order again is a new one. Its old movements, if they are not folded
-yet, are told apart by age.
+for one that is disabled. The newest event of all keeps its order until there is a newer one. A dead
+letter is never forgotten before somebody discarded it. After its time an id is unknown: the same
+order again is a new one. Its old movements, if they are not folded yet, are told apart by age.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from processors.statements import Hot
 from processors.stock_events import forget_stock_events
 from processors.store import Store, StoreBroken, StoreUnavailable
 from processors.tables import NAMESAKE_US, lots, movements, orders, outbox, skus
+from processors.webhooks import names_told
 from ringbuf import RingError, Segment, SegmentError
 from ringbuf.journal import NO_ROOM
 from ringbuf.segment import segment_paths, sync_directory
@@ -78,6 +79,11 @@ OPENED = sa.func.coalesce(lots.c.opening, sa.literal_column("0", lots.c.opening.
 FINISHED = sa.or_(
     orders.c.status.in_(("allocated", "rejected", "cancelled")),
     sa.and_(orders.c.status == "dead", orders.c.reason == "discarded"),
+)
+# Of this event the order stays: an emptied outbox would give out its numbers once more, and they
+# would lie in front of what endpoints were told.
+NEWEST = sa.select(outbox.c.order_id).where(
+    outbox.c.id == sa.select(sa.func.max(outbox.c.id)).scalar_subquery()
 )
 
 log = logging.getLogger(__name__)
@@ -261,8 +267,9 @@ class Retention:
             old = list(takewhile(lambda event: event.created_us < one.limit_us, events))
             first = {event.order_id: event.id for event in old if not event.round}
             ids = self._can_go(connection, list(first), one.limit_us) if first else []
-            untold = subjects_waiting_for(connection, self._told_to, ids)
-            ids = [order_id for order_id in ids if order_id not in untold]
+            kept = subjects_waiting_for(connection, self._told_to, ids)
+            newest = connection.scalar(NEWEST)
+            ids = [order_id for order_id in ids if order_id not in kept and order_id != newest]
         if ids:
             self._forget(one, ids, [first[order_id] for order_id in ids])
         one.event = old[-1].id if old else one.event
@@ -422,7 +429,7 @@ def make_retention(settings: Settings, store: Store) -> Retention | None:
     """None: orders are kept for ever."""
     if not settings.retain_days:
         return None
-    told_to = [one.name for one in settings.webhooks.endpoints if not one.disabled]
+    told_to = names_told(settings.webhooks.endpoints)
     return Retention(store, settings.retain_days, lambda: oldest_us(settings), told_to=told_to)
 
 

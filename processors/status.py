@@ -23,6 +23,7 @@ from processors.schema import format_instant
 from processors.settings import Settings
 from processors.store import Store
 from processors.tally import OWNER
+from processors.webhooks import names_told
 from ringbuf import Participant, Ring
 from ringbuf.participants import start_ticks
 from ringbuf.segment import segment_paths
@@ -199,7 +200,7 @@ def look_at_database(settings: Settings, patience_s: float) -> DatabaseState:
     version."""
     store = Store.onlooker(settings.database, patience_s)
     try:
-        untold = backlog(store)
+        untold = backlog(store, names_told(settings.webhooks.endpoints))
         return DatabaseState(count_dead_letters(store), untold.events, untold.oldest_s)
     finally:
         store.close()

@@ -42,7 +42,8 @@ def forget_stock_events(
     connection: Connection, told: int | None, before_us: int, count: int
 ) -> int:
     """Removes at most so many that are older and that everybody was told of, `told` being up to
-    where (None: there is nobody) -> how many."""
+    where (None: there is nobody) -> how many. Never the newest: its number would be given out once
+    more, and lie in front of what endpoints were told."""
     # Those that still wait for somebody, whose subject is the sku.
     sku: sa.ColumnElement[Any] = sa.cast(skus.c.sku, sa.LargeBinary)
     if connection.dialect.name == "postgresql":
@@ -52,10 +53,11 @@ def forget_stock_events(
         deliveries.c.number == stock_events.c.seq,
         sa.text("deliveries.state = 'waiting'"),
     )
+    newest = sa.select(sa.func.max(stock_events.c.id)).scalar_subquery()
     query = (
         sa.select(stock_events.c.id)
         .join(skus, skus.c.id == stock_events.c.sku_id)
-        .where(stock_events.c.created_us < before_us, ~waits)
+        .where(stock_events.c.created_us < before_us, ~waits, stock_events.c.id < newest)
         .order_by(stock_events.c.id)
         .limit(count)
     )

@@ -14,8 +14,9 @@ from collections.abc import Iterable
 
 from ringbuf import PAGE_WORDS
 
-# Word 0 says whose page it is: 1 + the front's index (a worker's is that of its page).
+# Word 0 says whose page it is: 1 + the front's index (a worker's is that of its page), or RELAY.
 OWNER = 0
+RELAY = 2**32
 COUNTERS = (
     "accepted",
     "malformed",
@@ -38,8 +39,19 @@ COUNTERS = (
     "restarted_exit",
     "restarted_reload",
     "cancelled",
+    # The relay takes a place among the fronts', so what it counts has words of its own.
+    "webhook_delivered",
+    "webhook_refused",
+    "webhook_gone",
+    "webhook_timeout",
+    "webhook_error",
+    "relay_signal",
+    "relay_exit",
+    "relay_reload",
 )
 REFUSALS = COUNTERS[1:13]
+OF_ATTEMPTS = "webhook_"
+ATTEMPTS = tuple(name for name in COUNTERS if name.startswith(OF_ATTEMPTS))
 OUTCOMES = ("allocated", "rejected", "dead", "cancelled")
 CAUSES = ("signal", "exit", "reload")
 # A page holds four: of a front (a writer's page) the first two, of a worker the last three. Two

@@ -65,6 +65,11 @@ class Endpoint(Struct, frozen=True):
         return any(fnmatchcase(event_type, pattern) for pattern in self.events)
 
 
+def names_told(endpoints: Sequence[Endpoint]) -> tuple[str, ...]:
+    """Those that are told of anything."""
+    return tuple(one.name for one in endpoints if not one.disabled)
+
+
 def shown_url(url: str) -> str:
     """Without what may be a password or a token: for logs and lists."""
     parts = urlsplit(url)

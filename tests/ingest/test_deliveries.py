@@ -6,7 +6,7 @@ import pytest
 
 from processors import deliveries
 from processors.deliveries import Ended, Told
-from processors.events import Event
+from processors.events import Event, Place
 from processors.webhooks import Endpoint, shown_id
 from tests.ingest.conftest import Service
 
@@ -24,7 +24,7 @@ def event(number: int) -> Event:
 @pytest.fixture
 def told(service: Service) -> Service:
     """Of three events each: delivered, waiting, failed."""
-    service.store.commit(deliveries.enlist, [SHOP, BANK])
+    service.store.commit(deliveries.enlist, [SHOP, BANK], Place(0, 0))
     for one in (SHOP, BANK):
         ended = [
             Ended(event(1), "delivered", attempts=1, status=200),
@@ -78,6 +78,6 @@ async def test_what_was_never_tried_is_not_found(told: Service, number: str) -> 
 
 
 async def test_an_endpoint_that_is_gone_is_told(told: Service) -> None:
-    told.store.commit(deliveries.enlist, [BANK])
+    told.store.commit(deliveries.enlist, [BANK], Place(0, 0))
     answer = await told.client.post("/deliveries/1/resend")
     assert (answer.status_code, answer.json()["type"]) == (409, "/docs/problems#endpoint-gone")

@@ -17,7 +17,7 @@ from ingest.answers import Refused, unavailable
 from ingest.ending import Ending
 from ingest.problems import DATABASE_AWAY
 from ingest.sse import Event, Listener
-from processors.tally import PARKED
+from processors.tally import OWNER, PARKED, RELAY
 from ringbuf import RingError
 
 if TYPE_CHECKING:
@@ -107,6 +107,15 @@ async def test_orders_that_wait_for_room_are_told(start: Start) -> None:
         # What a front left that was killed is not told.
         service.ring.page("writer", service.writer.index + 1)[PARKED] = 3
         assert counters.figures(service.ring)["parked"] == 0
+
+
+async def test_a_relay_is_no_front(service: Service) -> None:
+    with service.ring.writer() as place:
+        assert counters.figures(service.ring)["fronts_up"] == 2
+        page = service.ring.page("writer", place.index)
+        page[OWNER], page[PARKED] = RELAY, 3
+        figures = counters.figures(service.ring)
+        assert (figures["fronts_up"], figures["parked"]) == (1, 0)
 
 
 async def test_counters_are_added_up_once_for_all_who_listen(

@@ -4,11 +4,14 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest.metrics import oldest_s
+from ingest.metrics import Pages, oldest_s
+from processors.tally import ATTEMPTS, OWNER, RELAY, Tally
 
 if TYPE_CHECKING:
+    from ringbuf import Ring
     from tests.ingest.conftest import Service, Start
 
 pytestmark = pytest.mark.anyio
@@ -23,11 +26,21 @@ async def metrics(service: Service) -> Samples:
     answer = await service.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
+    return samples(answer.text)
+
+
+def samples(text: str) -> Samples:
     return {
         (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def of_the_ring(ring: Ring, *, relay: bool) -> Samples:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Pages(ring, relay=relay))
+    return samples(generate_latest(registry).decode())
 
 
 async def test_what_is_taken_in_and_refused_is_counted_by_its_reason(start: Start) -> None:
@@ -107,3 +120,36 @@ async def test_processes_are_named_by_role_and_index(service: Service) -> None:
     found = await metrics(service)
     assert found["rasher_process_up", ("0", "front")] == 1
     assert found["rasher_process_restarts_total", ("signal", "worker")] == 0
+
+
+async def test_a_relay_is_down_until_it_lives_where_it_is_wanted_and_else_not_told(
+    service: Service,
+) -> None:
+    up = ("rasher_process_up", ("0", "relay"))
+    assert up not in await metrics(service)
+    assert of_the_ring(service.ring, relay=True)[up] == 0
+    with service.ring.writer() as place:
+        service.ring.page("writer", place.index)[OWNER] = RELAY
+        for wanted in (True, False):  # at HUP it lives a little longer than it is wanted
+            assert of_the_ring(service.ring, relay=wanted)[up] == 1
+        assert of_the_ring(service.ring, relay=True)["rasher_process_up", ("0", "front")] == 1
+    assert of_the_ring(service.ring, relay=True)[up] == 0
+    assert up not in of_the_ring(service.ring, relay=False)
+
+
+async def test_a_relays_attempts_and_ends_are_counted_apart_from_the_fronts(
+    service: Service,
+) -> None:
+    with service.ring.writer() as place:
+        tally = Tally(service.ring.page("writer", place.index))
+        for count, word in enumerate(ATTEMPTS, 1):
+            tally.count(word, count)
+        tally.count("relay_signal", 6)
+        tally.count("restarted_signal", 7)  # of the front that had the page before
+    found = await metrics(service)
+    names = ("delivered", "refused", "gone", "timeout", "error")
+    assert [found["rasher_webhook_attempts_total", (name,)] for name in names] == [1, 2, 3, 4, 5]
+    restarts = {key[1]: value for key, value in found.items() if "restarts" in key[0]}
+    assert restarts["signal", "relay"] == 6
+    assert restarts["signal", "front"] == 7
+    assert restarts["reload", "relay"] == restarts["signal", "worker"] == 0

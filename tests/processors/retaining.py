@@ -49,9 +49,16 @@ def settle(house: House) -> House:
     house.put(("HAM", 1500), ("BACON", 250), key=b"A" * 16)
     house.put(("HAM", 250), key=b"B" * 16)
     house.put(("HAM", 10**9), key=b"C" * 16)
-    house.put_bytes(b"\xc1", key=b"D" * 16)
     house.work()
     adjust_lot(house.store, "second", Adjustment(-30, "spoilage"))
     house.put(("HAM", 100), ("BACON", 4750), key=b"E" * 16)
+    house.put_bytes(b"\xc1", key=b"D" * 16)
     house.work()
     return house
+
+
+def settle_another(house: House) -> bytes:
+    """Rejected. The newest event is its, so that it stays, and not one of those before."""
+    key = house.put(("NONE", 1))
+    house.work()
+    return key

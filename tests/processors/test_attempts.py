@@ -12,9 +12,11 @@ from processors.attempts import (
     AGAIN_S_MAX,
     PAUSES_S,
     SPREAD,
+    Attempt,
     Breaker,
     judge,
     pause_s,
+    reason,
     retry_after_s,
 )
 
@@ -36,6 +38,31 @@ def test_a_date_and_seconds_are_waited_for_and_nothing_else() -> None:
     assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     for text in (None, "", "-1", "1.5", "soon", "9" * 30, "\u0661"):
         assert retry_after_s(text) is None
+
+
+def test_an_error_is_told_in_words_that_can_be_stored_and_shown() -> None:
+    assert reason(ValueError("bad\0\n\x1b[31m\ud800")) == "ValueError: bad???[31m?"
+    assert reason(ValueError()) == "ValueError"
+    bare = httpx.ReadError("")
+    bare.__cause__ = OSError()
+    bare.__cause__.__context__ = ConnectionResetError(104, "Connection reset by peer")
+    assert reason(bare) == "ReadError: [Errno 104] Connection reset by peer"
+    untrusted = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] unknown (_ssl.c:1)")
+    assert reason(untrusted).endswith("(_ssl.c:1) (SSL_CERT_FILE names other authorities)")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "outcome"),
+    [
+        (Attempt("delivered", 200), "delivered"),
+        (Attempt("gone", 410, "answered 410"), "gone"),
+        (Attempt("again", 500, "answered 500"), "refused"),
+        (Attempt("again", error="ConnectError: no"), "error"),
+        (Attempt("again", error="no answer", late=True), "timeout"),
+    ],
+)
+def test_an_attempt_is_counted_by_what_came(attempt: Attempt, outcome: str) -> None:
+    assert attempt.outcome == outcome
 
 
 def test_pauses_grow_are_spread_and_heed_what_was_asked() -> None:

@@ -25,6 +25,7 @@ from processors.child import (
 )
 from processors.settings import Settings
 from processors.stop import Stop
+from processors.tally import OWNER, PARKED, RELAY, WORD
 from ringbuf import Ring
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,6 +162,19 @@ def start(launch: Launch) -> subprocess.Popen[bytes]:
         )
     finally:
         os.close(fd)
+
+
+def test_a_relay_counts_in_words_of_its_own_in_a_page_in_which_a_front_counted(ring: Ring) -> None:
+    front = replace(launch_with(ring, 0, 1, os.getpid()), role="front", cause="signal")
+    relay = replace(front, role="relay", index=0, cause="exit")
+    with ring.writer() as place:
+        page = Child(front, ring).tally("writer", place.index).page
+        page[PARKED] = 7  # when it was killed
+        assert page[OWNER] == 4
+        Child(relay, ring).tally("writer", place.index)
+        assert (page[OWNER], page[PARKED]) == (RELAY, 0)
+        assert (page[WORD["restarted_signal"]], page[WORD["restarted_exit"]]) == (1, 0)
+        assert (page[WORD["relay_signal"]], page[WORD["relay_exit"]]) == (0, 1)
 
 
 def test_the_launch_record_arrives_whole_and_its_descriptor_is_closed(ring: Ring) -> None:

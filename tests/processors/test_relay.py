@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from processors import attempts, deliveries, relay
+from processors import attempts, commits, deliveries, recorder, relay
 from processors.delivery_list import backlog, list_deliveries
 from processors.expiring import Expirer
 from processors.low_stock import set_thresholds
@@ -40,8 +40,8 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "PAUSES_S", (0.05,))
-    monkeypatch.setattr(relay, "RECORD_EVERY_S", 0.001)
-    monkeypatch.setattr(relay, "WATCH_S", 0.02)
+    monkeypatch.setattr(recorder, "RECORD_EVERY_S", 0.001)
+    monkeypatch.setattr(commits, "WATCH_S", 0.02)
     monkeypatch.setattr(relay, "LOOK_S", 0.1)
     monkeypatch.setattr(relay, "AGAIN_S", 0.05)
 
@@ -122,7 +122,7 @@ async def test_what_happens_to_stock_is_told_with_ids_of_its_own(house: House) -
         ("shop", "stock.low", "HAM"),
         ("desk", "stock.low", "HAM"),
     }
-    assert backlog(house.store) == (0, 0.0)
+    assert backlog(house.store, ["shop", "desk"]) == (0, 0.0)
 
 
 async def test_what_happened_to_stock_before_an_endpoint_came_is_not_told(house: House) -> None:

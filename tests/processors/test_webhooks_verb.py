@@ -26,7 +26,7 @@ SHOP = Endpoint("shop", "http://user:word@127.0.0.1:1/?token=x", (b"s" * 24,))
 
 @pytest.fixture
 def settings(house: House) -> Settings:
-    house.store.commit(deliveries.enlist, [SHOP])
+    house.store.commit(deliveries.enlist, [SHOP], Place(0, 0))
     key = b"A" * 16
     ended = Ended(Event(1, key, key, 0, "order.dead", 1), "failed", attempts=3, error="no")
     house.store.commit(deliveries.record, [Told("shop", [ended], Place(1, 0))])
@@ -39,7 +39,7 @@ def test_endpoints_are_listed_with_how_they_stand_and_no_secret(
 ) -> None:
     new = replace(SHOP, name="new")
     off = replace(SHOP, name="off", disabled=True)
-    house.store.commit(deliveries.enlist, [SHOP, off])
+    house.store.commit(deliveries.enlist, [SHOP, off], Place(0, 0))
     house.store.commit(deliveries.record, [Told("shop", [], None, "it answered 410")])
     more = replace(settings, webhooks=WebhookSettings(endpoints=(SHOP, new, off)))
     assert main(more, ["list"]) == 0

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,21 @@ from processors.settings import WebhookSettings
 from processors.tree import RELAY, CloseRing, Install, Ready, Send, Start, State
 from processors.webhooks import Endpoint
 from tests.partners import SECRET
-from tests.program import Client
+from tests.program import ROOT, Client, Rasher, verb
 from tests.program import Start as StartProgram
-from tests.supervisor.kit import F0, NOTHING, SETTINGS, W0, W1, after, asked, ended, running, tick
+from tests.supervisor.kit import (
+    F0,
+    NOTHING,
+    SETTINGS,
+    W0,
+    W1,
+    after,
+    asked,
+    ended,
+    kill_everything,
+    running,
+    tick,
+)
 
 TOLD = WebhookSettings(endpoints=(Endpoint("shop", "http://h/", (b"s" * 24,)),))
 WITH = replace(SETTINGS, webhooks=TOLD)
@@ -145,6 +160,76 @@ def test_what_a_stop_left_untold_the_next_start_tells(rasher: StartProgram, tmp_
         run = rasher(*flags).ready()
         run.until(lambda: shop.orders == orders, "everything is told")
         assert len({one for one, _, _ in shop.heard}) == len(orders)
+
+
+def metric(run: Rasher, name: str) -> float:
+    """Of one with its labels, as it is written; 0 for none."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{run.port}/metrics") as answer:
+        found = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines())
+    return float(found.get(name, 0))
+
+
+def restarts(run: Rasher, cause: str) -> float:
+    return metric(run, f'rasher_process_restarts_total{{cause="{cause}",role="relay"}}')
+
+
+LEFT_BEHIND = """
+import sys
+from ringbuf import Ring
+with Ring.attach(sys.argv[1]) as ring, ring.writer():
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_relay_has_a_place_in_the_ring_and_is_counted_there(
+    rasher: StartProgram, tmp_path: Path
+) -> None:
+    config = tmp_path / "rasher.toml"
+    up = 'rasher_process_up{index="0",role="relay"}'
+    delivered = 'rasher_webhook_attempts_total{outcome="delivered"}'
+
+    def recorded(run: Rasher) -> set[int]:
+        with run.ring() as ring:
+            return {one.pid for one in ring.participants() if one.alive()}
+
+    with listening() as shop:
+        write(config, shop=shop)
+        run = rasher("--config", str(config), "--workers", "1").ready()
+        client = Client(run)
+        with closing(client.connection):
+            orders = {client.order() for _ in range(3)}
+        run.until(lambda: metric(run, delivered) == 3, "three are counted")
+        first = run.child("relay")
+        assert first.pid in recorded(run)
+        assert f"(the relay): pid {first.pid}" in verb(run, "ring").stdout
+        assert (metric(run, up), restarts(run, "signal")) == (1, 0)
+        first.kill()
+        second = run.replaced(first, "relay")
+        run.until(lambda: (metric(run, up), restarts(run, "signal")) == (1, 1), "it is back")
+        run.signal(signal.SIGHUP)
+        third = run.replaced(second, "relay")
+        run.until(lambda: third.pid in recorded(run), "its turn has come")
+        assert not {first.pid, second.pid} & recorded(run)
+        run.until(lambda: restarts(run, "reload") == 1, "it is counted")
+        kill_everything(run)
+
+        # As a relay that outlives its supervisor: the next one ends it, whatever its own ring.
+        words = [sys.executable, "-c", LEFT_BEHIND, str(run.ring_path())]
+        with subprocess.Popen(
+            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as left:
+            assert left.stdout is not None
+            assert left.stdout.readline() == b"in\n"
+            run = rasher("--config", str(config), "--workers", "1", "--capacity", "50").ready()
+            assert left.wait(0) == -signal.SIGKILL
+        assert run.log.count(rf"ended writer \d+ \(pid {left.pid}\) of the run before")
+        client = Client(run)
+        with closing(client.connection):
+            orders.add(client.order())
+        run.until(lambda: shop.orders == orders, "everything is told")
+        run.until(lambda: metric(run, delivered) == 1, "a new ring counts anew")
+        assert run.end(signal.SIGTERM) == 0
 
 
 # ---- the policy ----------------------------------------------------------------------------------

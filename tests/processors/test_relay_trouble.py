@@ -1,0 +1,247 @@
+"""The relay in trouble: partners that are out to harm it, and moments that are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from processors import attempts, deliveries, recorder, relay
+from processors.deliveries import Ended, Told
+from processors.events import Event, Place
+from processors.instants import now_us
+from processors.outbox import events_behind
+from processors.relay import Relay
+from processors.schema import format_uuid
+from processors.store import Store, StoreUnavailable
+from processors.webhooks import shown_id
+from tests.partners import FAILS, OK, Message, partner, until
+from tests.processors.kit import House, on_postgresql, on_sqlite
+from tests.processors.test_relay import (
+    _quick,  # noqa: F401 - a fixture
+    anyio_backend,  # noqa: F401 - a fixture
+    endpoint,
+    reject,
+    relaying,
+    told,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+def add_events(house: House, key: bytes, *rounds: int) -> None:
+    """More outcomes of an order, as replays have them."""
+    values = ", ".join(
+        f"(x'{key.hex()}', {number}, 'order.dead', {house.now})" for number in rounds
+    )
+    house.tamper(
+        f"UPDATE orders SET round = {max(rounds)} WHERE id = x'{key.hex()}'",
+        f"INSERT INTO outbox (order_id, round, type, created_us) VALUES {values}",
+    )
+
+
+def events(house: House) -> list[Event]:
+    with house.store.reading() as connection:
+        return events_behind(connection, Place(0, 0), Place(1000, 1000), 1000)
+
+
+def record(house: House, *ended: Ended, place: int) -> None:
+    """As a relay that was stopped afterwards."""
+    house.store.commit(deliveries.record, [Told("shop", ended, Place(place, 0))])
+
+
+async def test_what_comes_when_an_earlier_one_is_due_goes_behind_those_that_wait(
+    house: House,
+) -> None:
+    async with partner() as shop:
+        house.store.commit(deliveries.enlist, [endpoint(shop)], Place(0, 0))
+        (key,) = reject(house)
+        add_events(house, key, 1)
+        first, second = events(house)
+        waits = Ended(first, "waiting", attempts=1, next_us=now_us()), Ended(second, "waiting")
+        record(house, *waits, place=second.place)
+        add_events(house, key, 2, 3)
+        async with relaying(house, endpoint(shop)):
+            await until(lambda: len(shop.heard) == 4)
+    assert shop.ids == [deliveries_id(one) for one in events(house)]
+
+
+def deliveries_id(event: Event) -> str:
+    return shown_id(event.id)
+
+
+async def test_what_is_committed_while_the_relay_looks_is_told_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "LOOK_S", 3600.0)
+    inner = relay._next_due_us
+    late: list[bytes] = []
+
+    def one_comes(store: Store, name: str) -> int | None:
+        """After it looked for something new, and before it rests."""
+        if not late:
+            late.extend(reject(house))
+            time.sleep(0.2)  # so that the loop has heard of it before anybody waits
+        return inner(store, name)
+
+    monkeypatch.setattr(relay, "_next_due_us", one_comes)
+    async with partner() as shop, relaying(house, endpoint(shop)):
+        await until(lambda: shop.heard, 10)
+    assert len(late) == len(shop.heard) == 1
+
+
+async def test_orders_that_an_endpoint_can_not_take_keep_no_others_waiting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts.Breaker, "OPEN_S_MIN", 0.02)
+    monkeypatch.setattr(attempts.Breaker, "OPEN_S_MAX", 0.05)
+
+    async def chokes(message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        return FAILS if message.content["data"]["order_id"] in bad else OK
+
+    async with partner(chokes) as shop, relaying(house, endpoint(shop)):
+        bad: set[str] = set()
+        bad |= {format_uuid(key) for key in reject(house, 3 * attempts.Breaker.TRIES)}
+        await until(lambda: len(shop.heard) > 4 * attempts.Breaker.TRIES)
+        reject(house, 3)
+        await until(lambda: [row[2] for row in told(house)].count("delivered") == 3)
+
+
+@on_postgresql
+async def test_an_endpoint_begins_where_nothing_is_committed_in_front_of_it(house: House) -> None:
+    async with partner() as shop:
+        one, ready = Relay(house.store, house.ring, [endpoint(shop)]), asyncio.Event()
+        with house.store.writing() as slow:
+            slow.exec_driver_sql(
+                "INSERT INTO outbox (order_id, round, type, created_us) VALUES (%s, 0, %s, 1)",
+                (b"x" * 16, "order.rejected"),
+            )
+            await asyncio.to_thread(reject, house)
+            task = asyncio.create_task(one.run(ready.set))
+            await asyncio.sleep(0.3)
+            assert not ready.is_set()  # it would begin behind the later one
+        await ready.wait()
+        assert house.rows("SELECT event FROM endpoints") == [(2,)]
+        reject(house)
+        await until(lambda: told(house))
+        one.stop()
+        await task
+    assert len(shop.heard) == 1
+
+
+@on_sqlite
+async def test_cookies_are_neither_kept_nor_sent(house: House) -> None:
+    async def bakes(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        return OK.replace(b"\r\n\r\n", b"\r\nset-cookie: a%d=b\r\n\r\n" % len(shop.heard))
+
+    async with partner(bakes) as shop, relaying(house, endpoint(shop)):
+        for count in (1, 2):
+            reject(house)
+            await until(lambda count=count: len(shop.heard) == count)  # type: ignore[misc]
+    assert [one.headers.get("cookie") for one in shop.heard] == [None, None]
+
+
+@on_sqlite
+async def test_an_answer_counts_whose_body_runs_out_of_time(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "ATTEMPT_S", 0.4)
+
+    async def dribbles(_message: Message, writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(0.2)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
+        while True:
+            await asyncio.sleep(0.05)
+            writer.write(b"x")
+
+    async with partner(dribbles) as shop, relaying(house, endpoint(shop)):
+        reject(house)
+        await until(lambda: [row[2:] for row in told(house)] == [("delivered", 1)])
+    assert len(shop.heard) == 1
+
+
+async def test_a_stop_does_not_wait_for_a_database_that_is_away(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "AGAIN_S", 3600.0)
+
+    def away(*_: Any) -> None:
+        raise StoreUnavailable("no")
+
+    async with partner() as shop:
+        async with relaying(house, endpoint(shop)) as one:
+            monkeypatch.setattr(deliveries, "record", away)
+            reject(house, 3)
+            await until(lambda: len(shop.heard) == 3)
+            one.stop()
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 10
+        assert told(house) == []
+        monkeypatch.undo()
+        async with relaying(house, endpoint(shop)):
+            await until(lambda: len(told(house)) == 3)
+    assert len(set(shop.ids)) == 3
+
+
+@on_sqlite
+async def test_what_a_stop_cuts_off_costs_no_attempt_and_is_due_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "HURRY_S", 0.1)
+    monkeypatch.setattr(attempts, "PAUSES_S", (3600,))
+    counted: list[str] = []
+
+    async def hangs(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(0 if len(shop.heard) > 1 else 3600)
+        return OK
+
+    async with partner(hangs) as shop:
+        one = Relay(house.store, house.ring, [endpoint(shop)], counted.append)
+        ready = asyncio.Event()
+        task = asyncio.create_task(one.run(ready.set))
+        await ready.wait()
+        reject(house)
+        await until(lambda: shop.heard)
+        one.stop()
+        await task
+        assert told(house) == [("shop", "order.rejected", "waiting", 0)]
+        assert counted == []
+        async with relaying(house, endpoint(shop)):
+            await until(lambda: told(house) == [("shop", "order.rejected", "delivered", 1)])
+    assert len(set(shop.ids)) == 1
+
+
+HARMFUL = {
+    "endless headers": b"HTTP/1.1 200 OK\r\n" + b"x: " + b"y" * 200_000,
+    "many headers": b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 40_000,
+    "endless status": b"HTTP/1.1 200 " + b"K" * 200_000,
+    "endless chunk": b"HTTP/1.1 500 x\r\ntransfer-encoding: chunked\r\n\r\n" + b"1" * 200_000,
+    "two lengths": b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx",
+    "zeros": b"\0" * 300,
+    "no such status": b"HTTP/1.1 999 \xff\xfe\r\ncontent-length: 0\r\n\r\n",
+    "switching": b"HTTP/1.1 101 x\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n",
+    "latin": b"HTTP/1.1 500 x\r\nretry-after: \xe9\xa0\x80\r\ncontent-length: 0\r\n\r\n",
+    "answered twice": OK + OK,
+}
+
+
+@pytest.mark.parametrize("kind", HARMFUL)
+@on_sqlite
+async def test_no_answer_ends_the_relay_or_is_told_without_a_reason(
+    house: House, kind: str
+) -> None:
+    async def harms(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        return HARMFUL[kind]
+
+    async with partner(harms) as shop, partner() as good:
+        wanted = [endpoint(shop), endpoint(good, "good")]
+        async with relaying(house, *wanted):
+            reject(house, 10)
+            await until(lambda: any(row[3] for row in told(house) if row[0] == "shop"))
+            await until(lambda: len(good.heard) == 10)
+    rows = house.rows("SELECT state, status, error FROM deliveries WHERE endpoint = 'shop'")
+    for state, status, error in rows:
+        assert state == "delivered" or status or error is None or len(error) > 10
+    assert all(error is None or error.isprintable() for _, _, error in rows)
