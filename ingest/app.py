@@ -96,7 +96,7 @@ def make_routes(
     app = Starlette(
         routes=[
             *order_routes(settings, ring, acceptor, database, outcomes),
-            *stock_routes(Stock(database, body_bytes_max)),
+            *stock_routes(Stock(ring, database, body_bytes_max)),
             *dead_letter_routes(DeadLetters(acceptor, database)),
             *delivery_routes(Deliveries(ring, database)),
             _route("/events", GET=(on_events.GET_EVENTS, Events(ring, database, acceptor.ending))),

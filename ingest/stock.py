@@ -26,6 +26,7 @@ from processors.recalling import list_holders, recall_lot
 from processors.refusal import CODE, Wrong, code
 from processors.requests import KeyTaken, Request
 from processors.schema import decode_adjustment, decode_lot, format_uuid
+from ringbuf import Ring
 
 LIMIT = 100
 
@@ -33,7 +34,8 @@ LIMIT = 100
 class Stock:
     """The calls about stock; every one asks the database."""
 
-    def __init__(self, database: Database, body_bytes_max: int) -> None:
+    def __init__(self, ring: Ring, database: Database, body_bytes_max: int) -> None:
+        self._ring = ring
         self._database = database
         self._body_bytes_max = body_bytes_max
 
@@ -67,6 +69,7 @@ class Stock:
         if result.outcome == "below_zero":
             available = content["available"]
             return problem(BELOW_ZERO, f"lot {lot_id} has {available}: it would go below zero")
+        self._ring.bump_commits()  # its sku may be low now, and the relay sleeps
         return json_answer(201, content, REPLAYED if result.replayed else ())
 
     async def post_recall(self, scope: Scope, _receive: Receive) -> Answer:
@@ -75,6 +78,7 @@ class Stock:
         recall = await self._database.ask(recall_lot, lot_id, limit=read_limit(query))
         if recall is None:
             return no_lot(lot_id)
+        self._ring.bump_commits()  # as above
         page = recall.holders
         content = {"lot": recall.lot, "orders": page.items, "next_cursor": page.next_cursor}
         return json_answer(200, content, next_link(f"/lots/{lot_id}/orders", query, page))

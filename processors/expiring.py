@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,10 +40,12 @@ log = logging.getLogger(__name__)
 
 
 class Expirer:
-    """Of one database; one process at a time suffices."""
+    """Of one database; one process at a time suffices. `committed` is called after each commit:
+    there is something to be told."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, committed: Callable[[], object] = lambda: None) -> None:
         self._store = store
+        self._committed = committed
         self._due = 0.0
         self._noted = self._with_stock = 0  # since it was last said
         self._find = Hot(_expiring(), "now", "count")
@@ -77,6 +79,7 @@ class Expirer:
             found = self._find.all(connection, (now_us(), LOTS_AT_ONCE))
         if found:
             noted, with_stock = self._store.commit(self._note, found)
+            self._committed()
             self._noted += noted
             self._with_stock += with_stock
         more = len(found) == LOTS_AT_ONCE

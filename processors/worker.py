@@ -465,7 +465,9 @@ def own_upkeep(child: Child, store: Store) -> Upkeep:
     if child.launch.index:
         return Upkeep(store)
     recycler = Recycler(journal_dir(settings), store)
-    return Upkeep(store, recycler, make_retention(settings, store), Expirer(store))
+    return Upkeep(
+        store, recycler, make_retention(settings, store), Expirer(store, child.ring.bump_commits)
+    )
 
 
 def main(argv: Sequence[str]) -> int:
