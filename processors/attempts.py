@@ -47,6 +47,8 @@ DIGITS_MAX = 9
 
 # How far an error is traced back for words.
 CAUSES_MAX = 8
+# OpenSSL's numbers for one that is good, and another host's: by name, by address.
+OTHERS_CERTIFICATE = (62, 64)
 
 Verdict = Literal["delivered", "again", "gone", "cut"]
 Outcome = Literal["delivered", "refused", "gone", "timeout", "error", "cut"]
@@ -135,7 +137,7 @@ class Sender:
             async with self._patience.one():
                 await self._send(shown_id(event_id), body, heard)
         except httpx.ConnectTimeout:
-            text = f"no connection within {CONNECT_S:g} s, the look-up of its name included"
+            text = f"no connection within {CONNECT_S:g} s, its name looked up and TLS agreed on"
             ended = Attempt("again", error=text, late=True)
         except (TimeoutError, httpx.TimeoutException):
             ended = self._out_of_time()
@@ -172,16 +174,16 @@ async def _drop_body(answer: httpx.Response) -> None:
 def reason(error: BaseException) -> str:
     """The error in words that any database and terminal takes; of one without words, those of what
     it comes from."""
-    name, cause = type(error).__name__, error
-    for _ in range(CAUSES_MAX):
-        before = cause.__cause__ or cause.__context__
-        if str(cause) or before is None:
-            break
-        cause = before
-    text = "".join(one if one.isprintable() else "?" for one in f"{name}: {cause}".strip(": "))
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        text += " (SSL_CERT_FILE names other authorities)"
-    return text
+    chain = [error]
+    while len(chain) < CAUSES_MAX and (before := chain[-1].__cause__ or chain[-1].__context__):
+        chain.append(before)
+    text = f"{type(error).__name__}: {next((one for one in chain if str(one)), '')}"
+    for one in chain:
+        if isinstance(one, ssl.SSLCertVerificationError):
+            text = f"its certificate is refused: {one.verify_message}"
+            if one.verify_code not in OTHERS_CERTIFICATE:
+                text += " (SSL_CERT_FILE names the authorities that are trusted)"
+    return "".join(one if one.isprintable() else "?" for one in text.strip(": "))
 
 
 def judge(answer: httpx.Response) -> Attempt:

@@ -16,6 +16,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from processors.audit_deliveries import audit_deliveries
 from processors.audit_journal import Journaled, read_journal
 from processors.audit_orders import audit_flow, audit_journaled, audit_ledger, audit_orders
 from processors.audit_report import Report
@@ -48,6 +49,7 @@ def run_audit(
             _audit_integrity(connection, report)
             audit_orders(connection, report)
             audit_stock(connection, report)
+            audit_deliveries(connection, report)
             audit_flow(connection, items, report)
             audit_journaled(connection, journaled, items, report)
             if ledger is not None:

@@ -25,6 +25,10 @@ RULES = {
     "nothing-held": "an order that is rejected, dead or cancelled holds no stock",
     "outcome": "every order has an outcome that explains itself",
     "outbox": "each outcome has its one event",
+    "told": "each delivery is of an event that is there, or of an order that is forgotten",
+    "place": "no endpoint was told of more than lies before its place, and that lies in the outbox",
+    "turn": "of one order's deliveries that wait for an endpoint the first has a time, no other",
+    "delivery": "a delivery is as an attempt left it, under its event's id",
     "ledger": "every order that was answered 200 or 202 is in database, ring, hands or journal",
 }
 

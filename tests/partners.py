@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,10 +47,12 @@ class Partner:
     heard: list[Message] = field(default_factory=list)
     connections: int = 0
     port: int = 0
+    tls: bool = False
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook"
+        where = "https://localhost" if self.tls else "http://127.0.0.1"
+        return f"{where}:{self.port}/hook"
 
     @property
     def ids(self) -> list[str]:
@@ -76,9 +79,11 @@ async def read_message(reader: asyncio.StreamReader) -> Message:
 
 
 @asynccontextmanager
-async def partner(behave: Behaviour = takes_all) -> AsyncIterator[Partner]:
+async def partner(
+    behave: Behaviour = takes_all, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Partner]:
     """One that listens."""
-    one = Partner(behave)
+    one = Partner(behave, tls=tls is not None)
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,7 +94,7 @@ async def partner(behave: Behaviour = takes_all) -> AsyncIterator[Partner]:
             await one.answer(reader, writer)
         writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     one.port = server.sockets[0].getsockname()[1]
     try:
         yield one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from tests.crash.disk import Ledger, new_connection, order
 from tests.crash.faults import Faults, Kind
 from tests.program import PATIENCE_S, ROOT, Client, Rasher, Start, clean_environ, outlasting, verb
+from tests.supervisor.test_relay import listening, write
 
 FLAGS = ("--workers", "2", "--capacity", "64", "--segment-bytes", "65536")
 CLIENTS = 4
@@ -28,12 +30,12 @@ def target(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def restored(target: Path, ring_dir: Path) -> Iterator[Callable[[], Rasher]]:
+def restored(target: Path, ring_dir: Path) -> Iterator[Callable[..., Rasher]]:
     """Starts the program on the copy."""
     started: list[Rasher] = []
 
-    def start() -> Rasher:
-        words = ["--ring-dir", str(ring_dir), *FLAGS]
+    def start(*argv: str) -> Rasher:
+        words = ["--ring-dir", str(ring_dir), *FLAGS, *argv]
         started.append(Rasher("supervisor.py", words, target, {}))
         return started[-1].ready()
 
@@ -165,6 +167,52 @@ def test_after_a_power_loss_the_journal_alone_makes_a_backup(
     assert made.returncode == 0, made.stderr
     assert "20 orders that had no outcome" in made.stdout
     assert check(restored(), before_it(ledger, tmp_path)) == 20
+
+
+def test_a_start_from_the_copy_goes_on_telling_under_the_same_ids(
+    rasher: Start, restored: Callable[..., Rasher], target: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "rasher.toml"
+    with listening() as shop:
+        write(config, shop=shop)
+        run = rasher(*FLAGS, "--config", str(config)).ready()
+        client = Client(run)
+        with closing(client.connection):
+            told = {client.order() for _ in range(5)}
+            run.until(lambda: rows_of(run, "delivered") == 5, "five are told")
+            shop.status = 500
+            refused = {client.order() for _ in range(3)}
+            run.until(lambda: rows_of(run, "waiting") == 3, "three are refused")
+            run.child("relay").send_signal(signal.SIGSTOP)
+            behind = {client.order() for _ in range(4)}
+            run.until(lambda: rows_of_orders(run) == 12, "four are not told")
+        before = list(shop.heard)
+        made = verb(run, "backup", str(target))
+        kill(run)
+        assert made.returncode == 0, made.stderr
+        audit = call("audit", data_dir=target)
+        assert audit.returncode == 0, audit.stdout
+        assert re.search(r"3 deliveries waiting", audit.stdout)
+        shop.status = 200
+        copy = restored("--config", str(config))
+        copy.until(lambda: rows_of(copy, "delivered") == 12, "all are told")
+        client = Client(copy)
+        with closing(client.connection):
+            new = client.order()
+        copy.until(lambda: new in shop.orders, "and what comes next")
+        assert copy.end(signal.SIGTERM) == 0
+    after = shop.heard[len(before) :]
+    assert {order for _, _, order in after} == refused | behind | {new}
+    assert {one for one in before if one[2] in refused} < set(after)  # ids and all
+    assert {order for _, _, order in before} == told | refused
+
+
+def rows_of(run: Rasher, state: str) -> int:
+    return int(run.rows("SELECT count(*) FROM deliveries WHERE state = ?", state)[0][0])
+
+
+def rows_of_orders(run: Rasher) -> int:
+    return int(run.column("SELECT count(*) FROM orders")[0])
 
 
 # ---- the disk of the copy --------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections import Counter
@@ -117,6 +118,13 @@ def until_told(partners: list[Partner], events: int) -> None:
         threading.Event().wait(0.1)
 
 
+def audit(run: Rasher) -> str:
+    """Whoever lives; its words."""
+    done = verb(run, "audit", patience_s=120)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def tell(rasher: Start, folder: Path, events: int, kills: int) -> str:
     """-> what was seen."""
     config = folder / "rasher.toml"
@@ -128,6 +136,7 @@ def tell(rasher: Start, folder: Path, events: int, kills: int) -> str:
             if number % (events // kills) == events // kills - 1:
                 relay = run.child("relay")
                 relay.kill()
+                audit(run)
                 run.replaced(relay, "relay")
 
         orders = order(run, events, kill)
@@ -141,9 +150,11 @@ def tell(rasher: Start, folder: Path, events: int, kills: int) -> str:
         for bad in partners[HEALTHY:]:
             attempts[bad.behave.__name__] += len(bad.heard)
         longest = run.rows("SELECT max(attempts) FROM deliveries")[0][0]
+        audit(run)
         assert run.end(15) == 0
-    audited = verb(run, "audit")
-    assert audited.returncode == 0, audited.stdout
+    told = re.search(r"([\d,]+) deliveries delivered", audit(run))
+    assert told is not None
+    assert int(told[1].replace(",", "")) >= HEALTHY * events
     return (
         f"{events} events, {HEALTHY} healthy partners had each of them, {again} once more after"
         f" {kills} kills of the relay; attempts at the others: {dict(attempts)};"

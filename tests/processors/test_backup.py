@@ -9,12 +9,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
-from processors import backup
+from processors import backup, deliveries
 from processors.audit import run_audit
 from processors.backup import BackupError, back_up, check_target
 from processors.backup_database import (
@@ -25,11 +26,14 @@ from processors.backup_database import (
     copy_sqlite,
     dump_postgres,
 )
+from processors.deliveries import Ended
+from processors.events import Event, Place
 from processors.journal import journal_dir, make_journal_dir
 from processors.recovery import Recovery
 from processors.settings import JournalSettings, Settings
 from processors.spill import spill
 from processors.store import Store
+from processors.webhooks import Endpoint, event_id
 from ringbuf import Misfit, Ring
 from ringbuf.segment import segment_paths
 from tests.postgres import Postgres
@@ -79,6 +83,17 @@ def keys_put_back(target: Path, database: str = "") -> list[bytes]:
         return [item.key for item in ring.snapshot().waiting]
 
 
+def tell_somebody(house: House, key: bytes) -> list[tuple[Any, ...]]:
+    """An endpoint was told of that order, and is to be told again -> the row."""
+    shop = Endpoint("shop", "http://127.0.0.1:1/", (b"s" * 24,))
+    house.store.commit(deliveries.enlist, [shop], Place(0, 0))
+    ((at_us,),) = house.rows("SELECT created_us FROM outbox")
+    event = Event(1, event_id(key, 0), key, 0, "order.allocated", at_us)
+    ended = Ended(event, "waiting", None, 1, 5, 7, 500, "answered 500")
+    house.store.commit(deliveries.record, [deliveries.Told("shop", [ended], Place(1, 0))])
+    return house.rows("SELECT * FROM deliveries")
+
+
 def test_what_waits_what_lies_in_a_hand_and_what_is_settled_is_in_the_copy_once(
     settings: Settings, house: House, target: Path
 ) -> None:
@@ -107,6 +122,7 @@ def test_a_copy_from_postgresql_is_restored_with_what_waited(
         settled = house.put(("A", 10))
         house.work()
         waiting = house.put(("A", 30))
+        told = tell_somebody(house, settled)
         assert back_up(settings, target) == 1
     restored = postgres.url(postgres.database())
     words = ["pg_restore", f"--dbname={restored}", "--exit-on-error", str(target / "rasher.dump")]
@@ -114,6 +130,8 @@ def test_a_copy_from_postgresql_is_restored_with_what_waited(
     assert keys_put_back(target, restored) == [waiting]
     with psycopg.connect(restored) as copy:
         assert copy.execute("SELECT id FROM orders").fetchall() == [(settled,)]
+        assert copy.execute("SELECT * FROM deliveries").fetchall() == told
+        assert copy.execute("SELECT name, event FROM endpoints").fetchall() == [("shop", 1)]
 
 
 def test_what_only_the_journal_has_is_in_the_copy(

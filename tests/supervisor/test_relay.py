@@ -43,13 +43,14 @@ WITH = replace(SETTINGS, webhooks=TOLD)
 
 
 class Shop(ThreadingHTTPServer):
-    """Verifies and keeps what it is told: (id, type, order)."""
+    """Verifies and keeps what it is told: (id, type, order); `status`: what it answers."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.heard: list[tuple[str, str, str]] = []
+        self.status = 200
         self.free = threading.Event()
         self.free.set()
 
@@ -69,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         told = self.headers["webhook-id"], content["type"], content["data"]["order_id"]
         self.server.heard.append(told)
         self.server.free.wait(20)
-        self.send_response(200)
+        self.send_response(self.server.status)
         self.send_header("content-length", "0")
         self.end_headers()
 
