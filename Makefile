@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS := ring accept bulk waiting latency worker end_to_end overload idle
 
+# Images of containers like to forbid it; without it every process compiles all modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: install install-bench run demo test check prove bench lock clean
 
 install: .venv/installed
