@@ -13,6 +13,7 @@ import pytest
 import uvloop
 from xdist.scheduler import LoadScopeScheduling
 
+from processors.store import migrate
 from tests.leaks import Belongings, left_over
 from tests.postgres import Postgres, private_server
 from tests.program import Rasher, Start, outlasting
@@ -110,6 +111,14 @@ def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server that the tests of this process share; each makes its own database."""
     with private_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """A database with Rasher's schema, to make others of."""
+    name = postgres.database()
+    migrate(postgres.url(name))
+    return name
 
 
 @pytest.fixture

@@ -24,10 +24,11 @@ from processors.keys import load_keys
 from processors.pipeline import Processor, fefo
 from processors.settings import HttpSettings, JournalSettings, RingSettings, Settings
 from processors.stop import Stop
-from processors.store import Store, migrate
+from processors.store import Store
 from processors.tally import OWNER, Tally
 from processors.worker import BaconWorker, Rules
 from ringbuf import Journal, Reader, Ring, Writer
+from tests.databases import make_database
 
 PATIENCE_S = 20.0
 
@@ -135,7 +136,6 @@ Start = Callable[..., Awaitable[Service]]
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Service]:
     folder, url, ring = Path(settings.data_dir), settings.database, settings.ring
-    migrate(url)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     store = Store.open(url, busy_timeout_s=0.2)
@@ -196,7 +196,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             http = {name: given.pop(name) for name in HTTP_NAMES & given.keys()}
             settings = Settings(
                 data_dir=str(tmp_path),
-                database=database or f"sqlite:///{tmp_path}/rasher.db",
+                database=database or make_database(tmp_path / "rasher.db"),
                 durability=durability,
                 ring=RingSettings(**given),
                 http=HttpSettings(**http),
