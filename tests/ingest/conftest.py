@@ -142,7 +142,7 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
     database = Database(store)
     ready = asyncio.Event()
     with (
-        Ring.create(folder / "ring", ring.capacity, ring.slot_bytes) as shared,
+        Ring.create(folder / "ring", ring.capacity, ring.slot_bytes, readers=1) as shared,
         shared.writer() as writer,
         shared.reader(0) as reader,
     ):

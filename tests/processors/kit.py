@@ -65,7 +65,7 @@ class House:
         self.url = url or make_database(folder / "rasher.db")
         self.store = Store.open(self.url)
         self.ring = Ring.create(
-            folder / "test.ring", capacity=capacity, slot_bytes=4096, hand=hand, label=str(folder)
+            folder / "test.ring", capacity, slot_bytes=1024, readers=4, hand=hand, label=str(folder)
         )
         self.now = now_us()
         self.writer = self.ring.writer()
