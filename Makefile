@@ -26,10 +26,11 @@ run: install
 demo: install
 	$(BIN)/python supervisor.py demo $(ARGS)
 
-# Two at a time, then one by one those that judge time. Plain pytest -m "not prove" runs them all.
+# Three at a time, for many wait for another process, then one by one those that judge time. Plain
+# pytest -m "not prove" runs them all.
 test: install
-	$(BIN)/python -m pytest -m "not prove and not alone" -n 2
-	$(BIN)/python -m pytest -m "not prove and alone"
+	$(BIN)/python -m pytest -m "not prove and not alone" -n 3 --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not prove and alone" $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 
 check: install
 	$(BIN)/ruff format --check .
