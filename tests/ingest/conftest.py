@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from ringbuf import Journal, Reader, Ring, Writer
 from tests.databases import make_database
 
 PATIENCE_S = 20.0
+# Every client of httpx would load all authorities that the machine knows.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @pytest.fixture
@@ -164,8 +167,9 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
         await ready.wait()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, limits=limits, trust_env=False
-        ) as client:
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, limits=limits,
+            trust_env=False, verify=NO_TLS,
+        ) as client:  # fmt: skip
             service = Service(
                 settings, shared, writer, reader, store, database, server, port, client,
                 acceptor, errors, outcomes,
