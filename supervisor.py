@@ -15,6 +15,7 @@ The verbs live with their packages; this file only dispatches them.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -389,6 +390,7 @@ def run(settings: Settings, command: Command = module_command) -> int:
             tree = Tree(settings, ring, processes, has_schema, mover=mover, recovery=recovery)
             if has_schema:
                 tree.name_database()
+            gc.freeze()  # as in a child
             return tree.run()
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import select
 import signal
@@ -180,6 +181,7 @@ def end() -> None:
 def enter(argv: Sequence[str]) -> Child:
     """The first thing a child does, in its main thread; argv with or without the program's name."""
     launch = read_launch(argv)
+    gc.freeze()  # what was imported stays: no collection looks through it, the last one neither
     setproctitle(f"rasher {launch.name}")
     die_with_parent(launch.parent_pid)
     ignore_signals()

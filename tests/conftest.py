@@ -13,6 +13,7 @@ import pytest
 import uvloop
 from xdist.scheduler import LoadScopeScheduling
 
+from processors.store import migrate
 from tests.leaks import Belongings, left_over
 from tests.postgres import Postgres, private_server
 from tests.program import Rasher, Start, outlasting
@@ -35,13 +36,30 @@ def pytest_runtest_makereport(
     return report
 
 
+# What takes seconds: early, so that nobody is left with it while the others have nothing to do.
+LONG = (
+    *("tests/crash/", "tests/supervisor/", "tests/benchmarks/"),
+    *("tests/ringbuf/test_s", "tests/ingest/test_schemathesis.py"),
+)
+# Their tests start programs of their own, and share nothing that takes long to make.
+APART = ("tests/crash/test_", "tests/supervisor/test_")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """With -n: a file's tests share a process, and so its fixtures; the files that hit the kernel's
-    steps share one, for the last of them asks whether every step was hit."""
+    """With -n: a file's tests share a process, and so its fixtures, but for those that stand apart;
+    the files that hit the kernel's steps share one, for the last of them asks whether every step
+    was hit."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "steps" if Path(file).name.startswith("test_step") else file
+        if Path(file).name.startswith("test_step"):
+            return "steps"
+        apart = file.startswith(APART) and not file.endswith("_steps.py")
+        return nodeid if apart else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
@@ -110,6 +128,14 @@ def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server that the tests of this process share; each makes its own database."""
     with private_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """A database with Rasher's schema, to make others of."""
+    name = postgres.database()
+    migrate(postgres.url(name))
+    return name
 
 
 @pytest.fixture

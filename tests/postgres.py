@@ -47,6 +47,8 @@ SETTINGS = {
     "max_wal_size": "256MB",
     "min_wal_size": "32MB",
     "jit": "off",
+    # It would visit each of hundreds of databases once a minute.
+    "autovacuum": "off",
 }
 
 
@@ -103,7 +105,9 @@ class Postgres:
         self._made += 1
         name = f"test{self._made}"
         with self.session() as session:
-            session.execute(f'CREATE DATABASE {name} TEMPLATE "{template}"'.encode())
+            # Before 15 there was no other way; since then it is the one that takes less.
+            way = " STRATEGY file_copy" if session.info.server_version >= 150_000 else ""
+            session.execute(f'CREATE DATABASE {name} TEMPLATE "{template}"{way}'.encode())
         return name
 
     @contextmanager

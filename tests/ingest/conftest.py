@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,12 +25,15 @@ from processors.keys import load_keys
 from processors.pipeline import Processor, fefo
 from processors.settings import HttpSettings, JournalSettings, RingSettings, Settings
 from processors.stop import Stop
-from processors.store import Store, migrate
+from processors.store import Store
 from processors.tally import OWNER, Tally
 from processors.worker import BaconWorker, Rules
 from ringbuf import Journal, Reader, Ring, Writer
+from tests.databases import make_database
 
 PATIENCE_S = 20.0
+# Every client of httpx would load all authorities that the machine knows.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @pytest.fixture
@@ -135,14 +139,13 @@ Start = Callable[..., Awaitable[Service]]
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Service]:
     folder, url, ring = Path(settings.data_dir), settings.database, settings.ring
-    migrate(url)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     store = Store.open(url, busy_timeout_s=0.2)
     database = Database(store)
     ready = asyncio.Event()
     with (
-        Ring.create(folder / "ring", ring.capacity, ring.slot_bytes) as shared,
+        Ring.create(folder / "ring", ring.capacity, ring.slot_bytes, readers=1) as shared,
         shared.writer() as writer,
         shared.reader(0) as reader,
     ):
@@ -164,8 +167,9 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
         await ready.wait()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, limits=limits, trust_env=False
-        ) as client:
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, limits=limits,
+            trust_env=False, verify=NO_TLS,
+        ) as client:  # fmt: skip
             service = Service(
                 settings, shared, writer, reader, store, database, server, port, client,
                 acceptor, errors, outcomes,
@@ -196,7 +200,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             http = {name: given.pop(name) for name in HTTP_NAMES & given.keys()}
             settings = Settings(
                 data_dir=str(tmp_path),
-                database=database or f"sqlite:///{tmp_path}/rasher.db",
+                database=database or make_database(tmp_path / "rasher.db"),
                 durability=durability,
                 ring=RingSettings(**given),
                 http=HttpSettings(**http),

@@ -22,8 +22,9 @@ pytestmark = pytest.mark.anyio
 async def house(request: pytest.FixtureRequest, start: Start) -> Service:
     if request.param == "sqlite":
         return await start()
+    template = request.getfixturevalue("migrated")
     server: Postgres = request.getfixturevalue("postgres")
-    return await start(database=server.url(server.database()))
+    return await start(database=server.url(server.database(template)))
 
 
 async def post(service: Service, customer: str = "c", **more: Any) -> str:

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 
+from processors.store import migrate
 from tests.ingest.conftest import Service, Start
 from tests.postgres import Postgres
 
@@ -19,7 +20,9 @@ def order(order_id: str | None = None, quantity: str = "1.5", **members: str) ->
 
 
 async def stocked(start: Start, server: Postgres) -> Service:
-    service = await start(database=server.url(server.database()))
+    url = server.url(server.database())
+    migrate(url)
+    service = await start(database=url)
     lot = {"lot_id": "L1", "sku": "BELLY", "quantity": "10", "expires_at": "2126-01-01T00:00:00Z"}
     assert (await service.post(json.dumps(lot).encode(), "/lots")).status_code == 201
     assert (await service.post(json.dumps(lot).encode(), "/lots")).status_code == 200

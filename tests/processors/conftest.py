@@ -5,24 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from processors.store import migrate
+from tests.databases import make_database
 from tests.postgres import Postgres
 from tests.processors.kit import House
-
-
-@pytest.fixture(scope="session")
-def migrated(postgres: Postgres) -> str:
-    """A database with Rasher's schema, to make others of."""
-    name = postgres.database()
-    migrate(postgres.url(name))
-    return name
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of a new database with Rasher's schema."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'rasher.db'}"
+        return make_database(tmp_path / "rasher.db")
     template = request.getfixturevalue("migrated")
     server: Postgres = request.getfixturevalue("postgres")
     return server.url(server.database(template))

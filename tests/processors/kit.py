@@ -23,9 +23,10 @@ from processors.patience import Alarm
 from processors.pipeline import Outcome, Processor, Work, fefo
 from processors.schema import Line, Lot, Order, RecordHeader, body_hash, encode_header, encode_order
 from processors.stop import Stop
-from processors.store import Store, migrate
+from processors.store import Store
 from processors.worker import BaconWorker, Rules
 from ringbuf import Ring
+from tests.databases import make_database
 
 CONSTRAINTS = (
     "SELECT conrelid::regclass, conname FROM pg_constraint"
@@ -54,17 +55,17 @@ def undone(store: Store) -> Iterator[Connection]:
 
 
 class House:
-    """`now` is the moment of its making; lots expire relative to it."""
+    """`now` is the moment of its making; lots expire relative to it. `url`: of a database that has
+    the schema, instead of a new one."""
 
     def __init__(
         self, folder: Path, capacity: int = 400, hand: int = 128, url: str | None = None
     ) -> None:
         self.folder = folder
-        self.url = url or f"sqlite:///{folder / 'rasher.db'}"
-        migrate(self.url)
+        self.url = url or make_database(folder / "rasher.db")
         self.store = Store.open(self.url)
         self.ring = Ring.create(
-            folder / "test.ring", capacity=capacity, slot_bytes=4096, hand=hand, label=str(folder)
+            folder / "test.ring", capacity, slot_bytes=1024, readers=4, hand=hand, label=str(folder)
         )
         self.now = now_us()
         self.writer = self.ring.writer()

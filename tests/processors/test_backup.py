@@ -111,9 +111,9 @@ def test_what_waits_what_lies_in_a_hand_and_what_is_settled_is_in_the_copy_once(
 
 
 def test_a_copy_from_postgresql_is_restored_with_what_waited(
-    postgres: Postgres, tmp_path: Path, target: Path
+    postgres: Postgres, migrated: str, tmp_path: Path, target: Path
 ) -> None:
-    house = House(tmp_path, url=postgres.url(postgres.database()))
+    house = House(tmp_path, url=postgres.url(postgres.database(migrated)))
     with closing(house):
         settings = Settings(data_dir=str(house.folder), database=house.url)
         make_journal_dir(settings)

@@ -18,9 +18,17 @@ from types import ModuleType
 
 ROOT = Path(__file__).absolute().parents[2]
 SOURCES = (ROOT / "ringbuf/kernel.h", ROOT / "ringbuf/_kernel.c")
-BESIDE = ("ingest/_lane.c", "ingest/_bulk.c")  # setup.py builds them with the kernel
 HEADER = ROOT / "tests/ringbuf/steps.h"
 KERNEL = "ringbuf._kernel"
+# setup.py, as if it built nothing else.
+SOME = """
+import runpy, setuptools
+whole = setuptools.setup
+def some(*, ext_modules, **given):
+    whole(ext_modules=[one for one in ext_modules if one.name in {names!r}], **given)
+setuptools.setup = some
+runpy.run_path("setup.py")
+"""
 STEP = re.compile(r"^ *RB_STEP\(([a-z_]+\.[a-z_]+)\);$", re.MULTILINE)
 
 
@@ -29,11 +37,16 @@ def step_names() -> list[str]:
     return [name for path in SOURCES for name in STEP.findall(path.read_text(encoding="utf-8"))]
 
 
+def build_words(*names: str) -> list[str]:
+    """For Python in a source tree: setup.py with these of its extension modules alone, quietly."""
+    return ["-W", "ignore", "-c", SOME.format(names=names), "-q", "build_ext"]
+
+
 def build_kernel(folder: Path, *flags: str, tree: Path = ROOT) -> Path:
     """Builds the kernel of a source tree into a folder, as setup.py does -> the module's file."""
-    words = ["build_ext", "--build-lib", str(folder), "--build-temp", str(folder / "temp")]
+    words = ["--build-lib", str(folder), "--build-temp", str(folder / "temp")]
     built = subprocess.run(
-        [sys.executable, "-W", "ignore", "setup.py", "-q", *words],
+        [sys.executable, *build_words(KERNEL), *words],
         cwd=tree,
         env={**os.environ, "CFLAGS": " ".join(["-Werror", *flags])},
         capture_output=True,

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.ringbuf.nursery import ROOT
-from tests.ringbuf.steps import BESIDE
+from tests.ringbuf.steps import build_words
 
 KERNEL = ROOT / "ringbuf" / "kernel.h"
+OF_THE_RING = ("ringbuf._kernel", "ringbuf._journal")
+OF_ORDERS = ("ingest._lane", "ingest._bulk")
 # One process each, but for the last; loops, interpreters and compilers are tested elsewhere.
 TESTS = ["test_ring", "test_reader", "test_writer", "test_layout", "test_corruption", "test_syncer"]
 PLAYED = 20_000  # items of each thread
@@ -30,13 +32,15 @@ def changed(text: str, old: str, new: str) -> str:
 
 
 class Copy:
-    """The package and its tests in another place, built for sanitizers; with a change in a file."""
+    """The package and its tests in another place, built for sanitizers; with a change in a file.
+    `beside`: what else is in C."""
 
     def __init__(
         self,
         folder: Path,
         sanitizers: str = "address,undefined",
         *,
+        beside: tuple[str, ...] = (),
         change: tuple[str, str, str] | None = None,
     ) -> None:
         self.folder = folder
@@ -44,13 +48,14 @@ class Copy:
         for name in ("ringbuf", "tests/ringbuf"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so"))
         (folder / "ingest").mkdir()
-        for name in (*BESIDE, "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        files = [f"{module.replace('.', '/')}.c" for module in beside]
+        for name in (*files, "setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, folder / name)
         if change is not None:
             name, old, new = change
             source = folder / "ringbuf" / name
             source.write_text(changed(source.read_text(), old, new))
-        self._python(["-W", "ignore", "setup.py", "-q", "build_ext", "--inplace"], build=True)
+        self._python([*build_words(*OF_THE_RING, *beside), "--inplace"], build=True)
 
     def _python(self, words: list[str], build: bool) -> subprocess.CompletedProcess[str]:
         environ = {**os.environ, "RASHER_SANITIZE": self.sanitizers, "CC": "gcc"}
@@ -116,7 +121,7 @@ assert plain > 1000, plain
 
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path: Path) -> None:
     # What is only more of the same takes ten times as long here.
-    copy = Copy(tmp_path)
+    copy = Copy(tmp_path, beside=OF_ORDERS)
     fed = copy._python(["-c", FEED], build=False)
     assert (fed.returncode, fed.stderr) == (0, "")
     code, said, reports = copy.test(*TESTS, only="not hundred_thousand")

@@ -112,6 +112,7 @@ def supervisor_main() -> int:
     if os.environ.get("STAND_IN_DATABASE") != "real":
         supervisor.migrated = lambda settings: True  # type: ignore[attr-defined]
         supervisor.name_of_database = lambda settings: None  # type: ignore[attr-defined]
+        supervisor.tidy = lambda settings, *, empty: None  # type: ignore[attr-defined]
     policy.MIGRATE_EVERY_S = 0.2
     return supervisor.main()
 

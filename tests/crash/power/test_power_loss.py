@@ -96,10 +96,10 @@ def post(run: Rasher, count: int, told: set[str]) -> None:
 
 
 def test_no_image_of_the_disk_lacks_what_was_answered(recorded: Recorded) -> None:
-    verdict = prove(recorded(500, 120))
-    assert verdict.images >= 500
-    assert verdict.answered > 10_000
-    assert verdict.put_back > 50
+    verdict = prove(recorded(250, 120))
+    assert verdict.images >= 250
+    assert verdict.answered > 5_000
+    assert verdict.put_back > 25
     assert (verdict.lost, verdict.wrong) == ([], [])
 
 

@@ -27,7 +27,7 @@ from ringbuf.segment import remove_half_made
 from tests.crash.power.disk import lay_out
 
 MEMORY = Path("/dev/shm")
-CAPACITY = 4096
+CAPACITY = 1024
 
 
 @dataclass
