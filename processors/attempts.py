@@ -4,10 +4,11 @@
     410                          the endpoint wants nothing any more: it is disabled
     429, 503 with Retry-After    to be tried again after that, AGAIN_S_MAX at most
     everything else              to be tried again: other statuses, redirects, no connection,
-                                 resets, no answer within ATTEMPT_S
+                                 resets, no answer within ATTEMPT_S, what is no HTTP
 
-An attempt ends within ATTEMPT_S, whatever the other side does. What it answers is not needed: some
-of it is read, so that the connection can be used again, and a longer one is closed.
+An attempt ends within ATTEMPT_S, whatever the other side does. What stands behind the head of an
+answer is not needed: some of it is read, so that the connection can be used again, and a longer one
+is closed. But what comes along with the head and is no HTTP makes it none.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from importlib import metadata
 from typing import Literal
 
-import httpx
+import aiohttp
 from msgspec import Struct
 
 from processors.webhooks import Endpoint, headers_of, shown_id
@@ -88,65 +90,81 @@ class Sender:
     ) -> None:
         self.endpoint = endpoint
         self._patience = patience or Patience()
-        self._client = httpx.AsyncClient(
-            verify=context,
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(ATTEMPT_S, connect=CONNECT_S),
-            limits=httpx.Limits(
-                max_connections=AT_ONCE,
-                max_keepalive_connections=AT_ONCE,
-                keepalive_expiry=IDLE_S,
-            ),
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=AT_ONCE, ssl=context, keepalive_timeout=IDLE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             headers={"user-agent": f"rasher/{_version()}", "content-type": "application/json"},
+            skip_auto_headers=("accept-encoding",),
+            auto_decompress=False,
         )
 
     async def close(self) -> None:
         """Ends every connection."""
-        await self._client.aclose()
+        await self._session.close()
 
     async def send(self, event_id: bytes, body: bytes) -> Attempt:
         """One attempt; raises nothing that the endpoint could be the reason of."""
         try:
             async with self._patience.one():
                 return await self._send(shown_id(event_id), body)
+        except aiohttp.ClientError as error:  # some of them are timeouts, too
+            return Attempt("again", error=words_of(error))
         except TimeoutError:
             return Attempt("again", error=f"no answer in time, which is {ATTEMPT_S:g} s at most")
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
-            return Attempt("again", error=f"{type(error).__name__}: {error}")
+        except (OSError, ValueError) as error:
+            return Attempt("again", error=words_of(error))
 
     async def _send(self, message_id: str, body: bytes) -> Attempt:
         headers = headers_of(self.endpoint.secrets, message_id, int(time.time()), body)
-        async with self._client.stream(
-            "POST", self.endpoint.url, content=body, headers=headers
+        async with self._session.post(
+            self.endpoint.url, data=body, headers=headers, allow_redirects=False
         ) as answer:
-            ended = judge(answer)
+            ended = judge(answer.status, answer.headers.get("retry-after"))
             # An answer counts when it has come, whatever becomes of its body.
-            try:
-                async with asyncio.timeout(ANSWER_S_MAX):
-                    await _drop_body(answer)
-            except (TimeoutError, httpx.HTTPError, httpx.StreamError):
-                pass
+            if (answer.content_length or 0) <= ANSWER_BYTES_MAX:
+                try:
+                    async with asyncio.timeout(ANSWER_S_MAX):
+                        await _drop_body(answer.content)
+                except (TimeoutError, aiohttp.ClientError):
+                    pass
             return ended
 
 
-async def _drop_body(answer: httpx.Response) -> None:
+async def _drop_body(content: aiohttp.StreamReader) -> None:
     count = 0
-    async for part in answer.aiter_raw():
+    async for part in content.iter_any():
         count += len(part)
         if count > ANSWER_BYTES_MAX:
             return
 
 
-def judge(answer: httpx.Response) -> Attempt:
+def words_of(error: Exception) -> str:
+    """On one line, without the url, which may hold a token."""
+    match error:
+        case aiohttp.InvalidURL():
+            text = "not a url that can be asked"
+        case aiohttp.ServerTimeoutError():
+            text = f"no connection in time, which is {CONNECT_S:g} s at most"
+        case aiohttp.ClientConnectorCertificateError():
+            text = f"no connection: {error.certificate_error}"
+        case aiohttp.ClientConnectorError():
+            text = f"no connection: {error.os_error}"
+        case aiohttp.ClientResponseError():
+            text = f"no HTTP: {error.message}"
+        case _:
+            text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def judge(status: int, retry_after: str | None = None) -> Attempt:
     """What an answer's head means."""
-    status = answer.status_code
-    if answer.is_success:
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return Attempt("delivered", status)
     error = f"answered {status}"
-    if status == httpx.codes.GONE:
+    if status == HTTPStatus.GONE:
         return Attempt("gone", status, error)
-    return Attempt("again", status, error, retry_after_s(answer.headers.get("retry-after")))
+    return Attempt("again", status, error, retry_after_s(retry_after))
 
 
 def retry_after_s(text: str | None) -> float | None:

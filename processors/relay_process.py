@@ -52,8 +52,6 @@ def main(argv: Sequence[str]) -> int:
     """`python -m processors.relay_process --launch-fd N`: exit 0 when stopped by TERM."""
     child = enter(argv)
     os.nice(NICENESS)
-    for name in ("httpx", "httpcore"):  # they would tell of each request, with its url
-        logging.getLogger(name).setLevel(logging.WARNING)
     if not waited_for_turn(child):
         return 0
     store = Store.open(child.launch.settings.database, connections_max=CONNECTIONS_MAX)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,10 +47,11 @@ class Partner:
     heard: list[Message] = field(default_factory=list)
     connections: int = 0
     port: int = 0
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook"
+        return f"{self.scheme}://127.0.0.1:{self.port}/hook"
 
     @property
     def ids(self) -> list[str]:
@@ -76,9 +78,11 @@ async def read_message(reader: asyncio.StreamReader) -> Message:
 
 
 @asynccontextmanager
-async def partner(behave: Behaviour = takes_all) -> AsyncIterator[Partner]:
-    """One that listens."""
-    one = Partner(behave)
+async def partner(
+    behave: Behaviour = takes_all, context: ssl.SSLContext | None = None
+) -> AsyncIterator[Partner]:
+    """One that listens, over TLS with that context."""
+    one = Partner(behave, scheme="https" if context else "http")
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,7 +93,7 @@ async def partner(behave: Behaviour = takes_all) -> AsyncIterator[Partner]:
             await one.answer(reader, writer)
         writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     one.port = server.sockets[0].getsockname()[1]
     try:
         yield one
