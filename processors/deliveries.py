@@ -12,6 +12,7 @@ it has told some endpoints something that will be told again, under the same id,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import sqlalchemy as sa
@@ -20,9 +21,14 @@ from sqlalchemy.engine import Connection
 
 from processors.events import Event
 from processors.instants import now_us
+from processors.statements import Hot, Row
 from processors.tables import deliveries, endpoints, outbox
 from processors.webhooks import Endpoint
 
+COLUMNS = (
+    *("endpoint", "event_id", "subject", "number", "type", "created_us"),
+    *("state", "attempts", "first_us", "next_us", "ended_us", "status", "error"),
+)
 State = Literal["waiting", "delivered", "failed"]
 ERROR_CHARACTERS_MAX = 200
 REMOVED = "the endpoint is gone from the settings"
@@ -227,38 +233,42 @@ def notified_us(connection: Connection, event_ids: Sequence[bytes]) -> dict[byte
 def record(connection: Connection, told: Sequence[Told]) -> None:
     """Writes what became of events of several endpoints."""
     now = now_us()
+    kind = connection.dialect.name
+    rows = [_row(one.endpoint, ended, now) for one in told for ended in one.ended]
+    _insert(kind).many(connection, [row for row in rows if row is not None])
     for one in told:
-        _insert(connection, one, now)
         for ended in one.ended:
             if ended.row is not None:
                 _update(connection, one.endpoint, ended, now)
-        values: dict[str, int | str] = {}
-        if one.place is not None:
-            values["event"] = one.place
         if one.disabled is not None:
-            values |= {"disabled_us": now, "why": one.disabled[:ERROR_CHARACTERS_MAX]}
-        if values:
+            values = {"disabled_us": now, "why": one.disabled[:ERROR_CHARACTERS_MAX]}
             connection.execute(
                 sa.update(endpoints).where(endpoints.c.name == one.endpoint).values(values)
             )
+    places = [(one.place, one.endpoint) for one in told if one.place is not None]
+    _move(kind).many(connection, places)
 
 
-def _insert(connection: Connection, told: Told, now: int) -> None:
-    rows = [
-        {
-            "endpoint": told.endpoint,
-            "event_id": one.event.id,
-            "subject": one.event.subject,
-            "number": one.event.number,
-            "type": one.event.type,
-            "created_us": one.event.created_us,
-            **_values(one, now),
-        }
-        for one in told.ended
-        if one.row is None
-    ]
-    if rows:
-        connection.execute(sa.insert(deliveries), rows)
+@cache
+def _insert(_kind: str) -> Hot:
+    """Compiled once for each kind of database."""
+    return Hot(sa.insert(deliveries), *COLUMNS)
+
+
+@cache
+def _move(_kind: str) -> Hot:
+    at = sa.bindparam("at", type_=endpoints.c.event.type)
+    name = sa.bindparam("who", type_=endpoints.c.name.type)
+    return Hot(sa.update(endpoints).where(endpoints.c.name == name).values(event=at), "at", "who")
+
+
+def _row(endpoint: str, ended: Ended, now: int) -> Row | None:
+    """A new one; None for what has one."""
+    if ended.row is not None:
+        return None
+    event = ended.event
+    known = endpoint, event.id, event.subject, event.number, event.type, event.created_us
+    return *known, *_values(ended, now).values()
 
 
 def _update(connection: Connection, endpoint: str, ended: Ended, now: int) -> None:
