@@ -7,7 +7,8 @@ For each endpoint one task goes round and round:
     record    what became of them, and the cursor, in one transaction
 
 and sleeps when there is nothing, until a commit, or until something is due. Rounds of several
-endpoints are recorded together, RECORD_EVERY_S apart: a transaction is what costs the workers most.
+endpoints are recorded together, RECORD_EVERY_S apart at least: a transaction is what costs the
+workers most (processors/relay_access.py).
 
 Killed anywhere: what was sent and not recorded is sent again with the same id. Asked to stop: what
 is under way is given its time, the rest is told by the next start.
@@ -19,7 +20,8 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby, takewhile
 from typing import TypeVar
 
@@ -40,6 +42,7 @@ from processors.deliveries import Due, Ended, Standing, Told
 from processors.events import Event
 from processors.instants import now_us
 from processors.outbox import bodies_of, end_of, events_behind
+from processors.relay_access import Access
 from processors.store import Store, StoreBusy, StoreUnavailable
 from processors.webhooks import Endpoint, shown_url
 from ringbuf import Ring, RingError
@@ -84,7 +87,8 @@ class Round(Struct, frozen=True):
 
 
 class Relay:
-    """Of one database, one at a time. `counted`: is called with how an attempt ended."""
+    """Of one database, one at a time. `counted`: is called with how an attempt ended; `access`:
+    the way to the database, if not in threads of this niceness."""
 
     def __init__(
         self,
@@ -92,14 +96,16 @@ class Relay:
         ring: Ring,
         wanted: Sequence[Endpoint],
         counted: Callable[[str], object] = lambda _: None,
+        access: Access | None = None,
     ) -> None:
         self.store = store
+        self.access = access or Access(store)
         self.ring = ring
         self.counted = counted
         self._wanted = wanted
         self._stop = asyncio.Event()
         self.patience = Patience()
-        self.recorder = Recorder(store)
+        self.recorder = Recorder(self.access, self.sleep)
         self._commits = Commits(ring)
         self._end = 0
         self._end_at: int | None = None  # the count of commits when the end was asked for
@@ -134,9 +140,7 @@ class Relay:
     async def _enlist(self) -> dict[str, Standing] | None:
         while not self.stopping:
             try:
-                return await asyncio.to_thread(
-                    self.store.commit, deliveries.enlist, list(self._wanted)
-                )
+                return await self.access.write(partial(deliveries.enlist, wanted=self._wanted))
             except StoreUnavailable as error:
                 log.warning("%s; trying again", error)
                 await self.sleep(AGAIN_S)
@@ -151,7 +155,7 @@ class Relay:
         """How far the outbox may be told. Raises StoreUnavailable."""
         commits = self.ring.commits
         if commits != self._end_at:
-            found = await asyncio.to_thread(end_of, self.store)
+            found = await self.access.ask(lambda: end_of(self.store))
             if found is not None:
                 self._end, self._end_at = max(found, self._end), commits
         return self._end
@@ -207,10 +211,12 @@ class Commits:
 
 
 class Recorder:
-    """Writes what became of rounds, those of several endpoints in one transaction."""
+    """Writes what became of rounds, those of several endpoints in one transaction. `pause`: waits
+    for so many seconds, or until the relay is stopped."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, access: Access, pause: Callable[[float], Awaitable[None]]) -> None:
+        self._access = access
+        self._pause = pause
         self._waiting: list[tuple[Told, asyncio.Future[None]]] = []
         self._some = asyncio.Event()
 
@@ -226,14 +232,14 @@ class Recorder:
         while True:
             await self._some.wait()
             some = self._waiting[:RECORDED_MAX]
+            told = [one for one, _ in some]
             try:
-                await asyncio.to_thread(
-                    self._store.commit, deliveries.record, [told for told, _ in some]
-                )
+                await self._access.write(partial(deliveries.record, told=told))
             except StoreUnavailable as error:
-                if not isinstance(error, StoreBusy):
+                busy = isinstance(error, StoreBusy)
+                if not busy:
                     log.warning("%s; what was told is recorded later", error)
-                    await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RECORD_EVERY_S if busy else AGAIN_S)
                 continue
             del self._waiting[: len(some)]
             if not self._waiting:
@@ -241,7 +247,7 @@ class Recorder:
             for _, done in some:
                 if not done.done():
                     done.set_result(None)
-            await asyncio.sleep(RECORD_EVERY_S)
+            await self._pause(max(RECORD_EVERY_S, self._access.pause_s()))
 
 
 class Courier:
@@ -319,7 +325,7 @@ class Courier:
         self._relay.forget_end()
 
     async def _ask(self, question: Callable[[], T]) -> T:
-        return await asyncio.to_thread(question)
+        return await self._relay.access.ask(question)
 
     # ---- read ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import uvloop
 from processors.child import Child, enter
 from processors.doubt import give_up
 from processors.relay import Relay
+from processors.relay_access import WAIT_S_MAX, Access, Urgent
 from processors.stop import Stop
 from processors.store import Store, StoreBroken, StoreError
 
@@ -39,9 +40,19 @@ def waited_for_turn(child: Child) -> bool:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-async def serve(child: Child, store: Store) -> None:
+def open_access(child: Child) -> Access:
+    """The way to the database of the settings."""
+    url = child.launch.settings.database
+    if not url.startswith("sqlite:"):
+        return Access(Store.open(url, connections_max=CONNECTIONS_MAX))
+    store = Store.open(url, connections_max=CONNECTIONS_MAX, busy_timeout_s=WAIT_S_MAX)
+    return Urgent(store, child.ring)
+
+
+async def serve(child: Child, access: Access) -> None:
     """Until TERM. Raises StoreBroken, StoreError, alone or in a group."""
-    relay = Relay(store, child.ring, child.launch.settings.webhooks.endpoints)
+    endpoints = child.launch.settings.webhooks.endpoints
+    relay = Relay(access.store, child.ring, endpoints, access=access)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, relay.stop)
     child.watch_parent(loop)
@@ -51,21 +62,21 @@ async def serve(child: Child, store: Store) -> None:
 def main(argv: Sequence[str]) -> int:
     """`python -m processors.relay_process --launch-fd N`: exit 0 when stopped by TERM."""
     child = enter(argv)
-    os.nice(NICENESS)
-    if not waited_for_turn(child):
-        return 0
-    store = Store.open(child.launch.settings.database, connections_max=CONNECTIONS_MAX)
+    access = open_access(child)
+    os.nice(NICENESS)  # of this thread and those that it will start, not of those that are there
     code = 0
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(child, store))
+        if waited_for_turn(child):
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve(child, access))
     except* StoreBroken as broken:
         give_up(child.ring, broken.exceptions[0])
     except* StoreError as unfit:
         log.error("can't start: %s", unfit.exceptions[0])
         code = EXIT_CANNOT_START
     finally:
-        store.close()
+        access.close()
+        access.store.close()
     return code
 
 

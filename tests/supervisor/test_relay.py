@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from standardwebhooks.webhooks import Webhook
 
 from processors.policy import begin
+from processors.relay_process import NICENESS
 from processors.settings import WebhookSettings
 from processors.tree import RELAY, CloseRing, Install, Ready, Send, Start, State
 from processors.webhooks import Endpoint
@@ -145,6 +147,31 @@ def test_what_a_stop_left_untold_the_next_start_tells(rasher: StartProgram, tmp_
         run = rasher(*flags).ready()
         run.until(lambda: shop.orders == orders, "everything is told")
         assert len({one for one, _, _ in shop.heard}) == len(orders)
+
+
+def test_the_relay_yields_and_the_thread_that_has_the_write_lock_does_not(
+    rasher: StartProgram, tmp_path: Path
+) -> None:
+    config = tmp_path / "rasher.toml"
+    with listening() as shop:
+        write(config, shop=shop)
+        run = rasher("--config", str(config), "--workers", "1").ready()
+        client = Client(run)
+        order = client.order()
+        client.connection.close()
+        run.until(lambda: shop.orders == {order}, "it is told")
+        found = nicenesses(run.child("relay").pid)
+        usual = os.getpriority(os.PRIO_PROCESS, run.child("worker").pid)
+        assert min(found) == usual
+        assert found.count(usual) == 1
+        assert set(found) - {usual} == {min(usual + NICENESS, 19)}
+        assert run.end(signal.SIGTERM) == 0
+
+
+def nicenesses(pid: int) -> list[int]:
+    """Of its threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks]
 
 
 # ---- the policy ----------------------------------------------------------------------------------
