@@ -2,7 +2,8 @@
 
 For each endpoint one task goes round and round:
 
-    read      what is to be tried again by now, and what is behind its cursor, ROUND at most
+    read      what is to be tried again by now, and what is behind its cursor, ROUND at most, up to
+              ROUND_MAX for who takes it all in ROUND_S
     send      AT_ONCE at a time, those of one subject one after the other
     record    what became of them, and the cursor, in one transaction
 
@@ -49,10 +50,10 @@ from ringbuf import Ring, RingError
 
 log = logging.getLogger("rasher.relay")
 
-ROUND = 64
+ROUND, ROUND_MAX, ROUND_S = 64, 256, 1.0
 RECORD_EVERY_S = 0.05
-# Rounds of this many endpoints go into one transaction.
-RECORDED_MAX = 32
+# Rounds go into one transaction while they have so many events together: orders wait for it.
+RECORDED_MAX = 512
 # A commit is waited for that long; a worker that died may not have said that it committed.
 LOOK_S = 5.0
 # A thread that waits for commits looks that often whether it shall end.
@@ -231,7 +232,7 @@ class Recorder:
         """Until cancelled. Raises StoreBroken, StoreError."""
         while True:
             await self._some.wait()
-            some = self._waiting[:RECORDED_MAX]
+            some = self._first()
             told = [one for one, _ in some]
             try:
                 await self._access.write(partial(deliveries.record, told=told))
@@ -249,6 +250,16 @@ class Recorder:
                     done.set_result(None)
             await self._pause(max(RECORD_EVERY_S, self._access.pause_s()))
 
+    def _first(self) -> list[tuple[Told, asyncio.Future[None]]]:
+        """Those that have RECORDED_MAX events together, one at least."""
+        count, events = 0, 0
+        for told, _ in self._waiting:
+            events += len(told.ended)
+            if count and events > RECORDED_MAX:
+                break
+            count += 1
+        return self._waiting[:count]
+
 
 class Courier:
     """Tells one endpoint."""
@@ -263,6 +274,7 @@ class Courier:
         self._sender = sender
         self._breaker = Breaker()
         self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._round = ROUND
 
     async def run(self) -> None:
         """Until the relay is stopped."""
@@ -289,7 +301,7 @@ class Courier:
         if left_s:
             await self._relay.sleep(left_s)
             return
-        one = await self._read(1 if self._breaker.tripped else ROUND)
+        one = await self._read(1 if self._breaker.tripped else self._round)
         if one.items:
             await self._tell(one)
             return
@@ -356,11 +368,15 @@ class Courier:
             key=lambda item: item.event.subject,
         )
         chains = [list(items) for _, items in by_subject]
+        begun_s = time.monotonic()
         ended = await asyncio.gather(*(self._tell_chain(chain, one) for chain in chains))
         # In the order of the outbox, so that rows of one subject are, too.
         all_ended = sorted(
             (each for some in ended for each in some), key=lambda each: each.event.place
         )
+        quick = time.monotonic() - begun_s < ROUND_S
+        taken = quick and all(each.state == "delivered" for each in all_ended)
+        self._round = min(2 * self._round, ROUND_MAX) if taken else ROUND
         self._place = one.place
         await self._record(all_ended)
 

@@ -12,8 +12,11 @@ from sqlalchemy.engine import Connection
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from processors import attempts, deliveries, relay, relay_access
+from processors.deliveries import Ended, Told
+from processors.events import Event
+from processors.outbox import events_behind
 from processors.pipeline import Outcome
-from processors.relay import Relay
+from processors.relay import Recorder, Relay
 from processors.relay_access import Access, Urgent
 from processors.store import Store, StoreBusy
 from processors.webhooks import Endpoint, make_endpoint, shown_id
@@ -391,3 +394,51 @@ async def test_a_stop_waits_for_no_pause_between_transactions(house: House) -> N
             await until(lambda: len(shop.heard) == 2)
             assert len(told(house)) == 1
         assert len(told(house)) == 2
+
+
+async def test_rounds_grow_while_all_is_taken_and_begin_again_at_a_failure(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def behind(connection: Connection, place: int, end: int, count: int) -> list[Event]:
+        asked.append(count)
+        return events_behind(connection, place, end, count)
+
+    async def fails_once(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        return FAILS if len(shop.heard) == 300 else OK
+
+    monkeypatch.setattr(relay, "events_behind", behind)
+    async with partner(fails_once) as shop:
+        one = endpoint(shop)
+        async with relaying(house, one):
+            pass  # it is known from here on
+        reject(house, 350)
+        asked.clear()
+        async with relaying(house, one):
+            await until(lambda: len(told(house)) == 350)
+            await until(lambda: {row[2] for row in told(house)} == {"delivered"})
+    assert asked[:3] == [64, 128, 256]
+    assert asked[3] <= 64
+
+
+async def test_a_transaction_has_so_many_events_and_no_more(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "RECORDED_MAX", 10)
+    sizes: list[list[int]] = []
+
+    def record(connection: Connection, told: list[Told]) -> None:
+        sizes.append([len(one.ended) for one in told])
+
+    monkeypatch.setattr(deliveries, "record", record)
+    recorder = Recorder(Access(house.store), asyncio.sleep)
+    ended = Ended(Event(1, bytes(16), bytes(16), 0, "order.rejected", 1), "delivered")
+    rounds = [Told("shop", [ended] * count) for count in (4, 6, 1, 25, 3)]
+    tasks = [asyncio.create_task(recorder.record(one)) for one in rounds]
+    running = asyncio.create_task(recorder.run())
+    await asyncio.gather(*tasks)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    assert sizes == [[4, 6], [1], [25], [3]]
