@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHMARKS := ring accept bulk waiting latency worker end_to_end overload idle
+BENCHMARKS := ring accept bulk waiting latency worker end_to_end partners overload idle
 
 .PHONY: install install-bench run demo test check prove bench lock clean
 
