@@ -45,9 +45,10 @@ MOVED = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:%d%b\r\ncontent-lengt
 SLOWLY = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 GIGABYTE = 10**9
 FOR_EVER = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % GIGABYTE
+# Of a long answer, each time: no faster than over a network, where the relay hangs up before the
+# kernel has copied much for nothing.
 CHUNK = bytes(16_384)
-# What the kernel holds for a reader that does not read: little, for it is copied for nothing.
-SEND_BYTES = 65_536
+CHUNK_S = 0.001
 REQUEST_BYTES_MAX = 1 << 20
 DRIP_S = 1.0
 PARENT_LOOK_S = 1.0
@@ -142,7 +143,8 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        self.pour()
+        if self.left:
+            self.pour()
 
     def _begin(self, head: bytes, body: bytes) -> None:
         receiver = self.receiver
@@ -178,13 +180,16 @@ class Connection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(DRIP_S, self.drip, answer[1:])
 
     def pour(self) -> None:
-        """As much of a long answer as the other side takes."""
-        while self.left and not self._paused and not self.transport.is_closing():
-            part = CHUNK[: self.left]
-            self.left -= len(part)
-            self.transport.write(part)
-            if not self.left:
-                self.end()
+        """A part of a long answer, and the others as they are taken."""
+        if self.transport.is_closing():
+            return
+        part = CHUNK[: self.left]
+        self.left -= len(part)
+        self.transport.write(part)
+        if not self.left:
+            self.end()
+        elif not self._paused:
+            asyncio.get_running_loop().call_later(CHUNK_S, self.pour)
 
 
 def signed(head: bytes, body: bytes) -> bool:
@@ -253,7 +258,6 @@ class Report(asyncio.Protocol):
 async def listen(receiver: Receiver) -> None:
     """On a free port."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
     await asyncio.get_running_loop().create_server(partial(Connection, receiver), sock=listener)
     receiver.port = listener.getsockname()[1]
 
