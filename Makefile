@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHMARKS := ring accept bulk waiting latency worker depth end_to_end overload idle
+BENCHMARKS := ring accept bulk waiting latency worker depth end_to_end partners overload idle
 
 # Images of containers like to forbid it; without it every process compiles all modules anew.
 export PYTHONDONTWRITEBYTECODE :=

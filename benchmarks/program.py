@@ -33,8 +33,8 @@ class Program:
         return [self.server.pid, *descendants(self.server.pid)]
 
     def role(self, name: str) -> list[int]:
-        """The processes with that role: front, worker."""
-        return [pid for pid in self.pids if _title(pid).startswith(f"rasher {name} ")]
+        """The processes with that role: front, worker, relay."""
+        return [pid for pid in self.pids if f"{_title(pid)} ".startswith(f"rasher {name} ")]
 
     def ring(self) -> Ring:
         """Its ring, attached to this process."""

@@ -1,10 +1,11 @@
 -- One-line orders of several skus in turn, without ids; the count of answers as the last line.
-local bodies = {}
-for sku = 0, 9 do
-  bodies[sku + 1] = wrk.format("POST", "/orders", {["content-type"] = "application/json"},
-    '{"customer":"Funky Foods","lines":[{"sku":"SKU-' .. sku .. '","quantity":"1.5"}]}')
+local bodies, turn = {}, 0
+init = function() -- before it, wrk does not know the host
+  for sku = 0, 9 do
+    bodies[sku + 1] = wrk.format("POST", "/orders", {["content-type"] = "application/json"},
+      '{"customer":"Funky Foods","lines":[{"sku":"SKU-' .. sku .. '","quantity":"1.5"}]}')
+  end
 end
-local turn = 0
 request = function()
   turn = turn % 10 + 1
   return bodies[turn]

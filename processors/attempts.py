@@ -6,9 +6,10 @@
     everything else              to be tried again: other statuses, redirects, no connection,
                                  resets, no answer within ATTEMPT_S
 
-An attempt ends within ATTEMPT_S, whatever the other side does. What it answers is not needed: some
-of it is read, so that the connection can be used again, and a longer one is closed. Cookies are
-neither kept nor sent. An attempt that a stop cuts off is none: nobody knows what would have come.
+An attempt ends within ATTEMPT_S, whatever the other side does. What stands behind the head of an
+answer is not needed: some of it is read, so that the connection can be used again, and a longer one
+is closed. But what comes along with the head and is no HTTP makes it none. Cookies are neither kept
+nor sent. An attempt that a stop cuts off is none: nobody knows what would have come.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from http import HTTPStatus
 from importlib import metadata
 from typing import Literal
 
-import httpx
+import aiohttp
 from msgspec import Struct
 
 from processors.webhooks import Endpoint, headers_of, shown_id
@@ -112,23 +113,18 @@ class Sender:
     ) -> None:
         self.endpoint = endpoint
         self._patience = patience or Patience()
-        self._client = httpx.AsyncClient(
-            verify=context,
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(ATTEMPT_S, connect=CONNECT_S),
-            limits=httpx.Limits(
-                max_connections=AT_ONCE,
-                max_keepalive_connections=AT_ONCE,
-                keepalive_expiry=IDLE_S,
-            ),
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=AT_ONCE, ssl=context, keepalive_timeout=IDLE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
             headers={"user-agent": f"rasher/{_version()}", "content-type": "application/json"},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            skip_auto_headers=("accept-encoding",),
+            auto_decompress=False,
         )
 
     async def close(self) -> None:
         """Ends every connection."""
-        await self._client.aclose()
+        await self._session.close()
 
     async def send(self, event_id: bytes, body: bytes) -> Attempt:
         """One attempt; raises nothing that the endpoint could be the reason of."""
@@ -136,10 +132,10 @@ class Sender:
         try:
             async with self._patience.one():
                 await self._send(shown_id(event_id), body, heard)
-        except httpx.ConnectTimeout:
+        except aiohttp.ServerTimeoutError:
             text = f"no connection within {CONNECT_S:g} s, its name looked up and TLS agreed on"
             ended = Attempt("again", error=text, late=True)
-        except (TimeoutError, httpx.TimeoutException):
+        except TimeoutError:
             ended = self._out_of_time()
         # Whatever the layers below let through: one endpoint must not end the relay of all.
         except Exception as error:
@@ -155,46 +151,59 @@ class Sender:
 
     async def _send(self, message_id: str, body: bytes, heard: list[Attempt]) -> None:
         headers = headers_of(self.endpoint.secrets, message_id, int(time.time()), body)
-        async with self._client.stream(
-            "POST", self.endpoint.url, content=body, headers=headers
+        async with self._session.post(
+            self.endpoint.url, data=body, headers=headers, allow_redirects=False
         ) as answer:
-            heard.append(judge(answer))
-            async with asyncio.timeout(ANSWER_S_MAX):
-                await _drop_body(answer)
+            heard.append(judge(answer.status, answer.headers.get("retry-after")))
+            if (answer.content_length or 0) <= ANSWER_BYTES_MAX:
+                async with asyncio.timeout(ANSWER_S_MAX):
+                    await _drop_body(answer.content)
 
 
-async def _drop_body(answer: httpx.Response) -> None:
+async def _drop_body(content: aiohttp.StreamReader) -> None:
     count = 0
-    async for part in answer.aiter_raw():
+    async for part in content.iter_any():
         count += len(part)
         if count > ANSWER_BYTES_MAX:
             return
 
 
 def reason(error: BaseException) -> str:
-    """The error in words that any database and terminal takes; of one without words, those of what
-    it comes from."""
+    """The error in words that any database and terminal takes, without the url, which may hold a
+    token; of one without words, those of what it comes from."""
     chain = [error]
     while len(chain) < CAUSES_MAX and (before := chain[-1].__cause__ or chain[-1].__context__):
         chain.append(before)
-    text = f"{type(error).__name__}: {next((one for one in chain if str(one)), '')}"
+    text = _words(error) or next((_words(one) for one in chain if _words(one)), "")
     for one in chain:
-        if isinstance(one, ssl.SSLCertVerificationError):
-            text = f"its certificate is refused: {one.verify_message}"
-            if one.verify_code not in OTHERS_CERTIFICATE:
+        refused = getattr(one, "certificate_error", one)
+        if isinstance(refused, ssl.SSLCertVerificationError):
+            text = f"its certificate is refused: {refused.verify_message}"
+            if refused.verify_code not in OTHERS_CERTIFICATE:
                 text += " (SSL_CERT_FILE names the authorities that are trusted)"
-    return "".join(one if one.isprintable() else "?" for one in text.strip(": "))
+    line = text or type(error).__name__
+    return "".join(one if one.isprintable() else "?" for one in line)
 
 
-def judge(answer: httpx.Response) -> Attempt:
+def _words(error: BaseException) -> str:
+    match error:
+        case aiohttp.InvalidURL():
+            return "not a url that can be asked"
+        case aiohttp.ClientConnectorError():
+            return f"no connection: {error.os_error}"
+        case aiohttp.ClientResponseError():
+            return f"no HTTP: {error.message}"
+    return f"{type(error).__name__}: {error}" if str(error) else ""
+
+
+def judge(status: int, retry_after: str | None = None) -> Attempt:
     """What an answer's head means."""
-    status = answer.status_code
-    if answer.is_success:
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return Attempt("delivered", status)
     error = f"answered {status}"
-    if status == httpx.codes.GONE:
+    if status == HTTPStatus.GONE:
         return Attempt("gone", status, error)
-    return Attempt("again", status, error, retry_after_s(answer.headers.get("retry-after")))
+    return Attempt("again", status, error, retry_after_s(retry_after))
 
 
 def retry_after_s(text: str | None) -> float | None:

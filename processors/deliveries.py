@@ -17,6 +17,7 @@ it has told some endpoints something that will be told again, under the same id,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import sqlalchemy as sa
@@ -25,9 +26,14 @@ from sqlalchemy.engine import Connection
 
 from processors.events import Event, Place
 from processors.instants import now_us
+from processors.statements import Hot, Row
 from processors.tables import deliveries, endpoints
 from processors.webhooks import Endpoint
 
+COLUMNS = (
+    *("endpoint", "event_id", "subject", "number", "type", "created_us"),
+    *("state", "attempts", "first_us", "next_us", "ended_us", "status", "error"),
+)
 State = Literal["waiting", "delivered", "failed"]
 ERROR_CHARACTERS_MAX = 200
 REMOVED = "the endpoint is gone from the settings"
@@ -239,47 +245,60 @@ def notified_us(connection: Connection, event_ids: Sequence[bytes]) -> dict[byte
 
 def record(connection: Connection, told: Sequence[Told]) -> None:
     """Writes what became of events of several endpoints."""
-    now = now_us()
-    # In the order of their names: who locks two endpoints in another order than others may hang.
-    for one in sorted(told, key=lambda one: one.endpoint):
-        _move(connection, one, now)
-        _insert(connection, one, now)
+    now, kind = now_us(), connection.dialect.name
+    # First, for it locks the endpoints.
+    moved = [(*one.place, one.endpoint) for one in told if one.place is not None]
+    _move(kind).many(connection, sorted(moved, key=lambda row: row[-1]))
+    for one in told:
+        if one.place is None or one.disabled is not None:
+            _disable(connection, one, now)
+    behind = [(one.endpoint, subject) for one in told for subject in _behind(connection, one)]
+    rows = [_row(one.endpoint, ended, now) for one in told for ended in one.ended]
+    _insert(kind).many(connection, [row for row in rows if row is not None])
+    for endpoint, subject in behind:
+        set_turn(connection, endpoint, subject, now)
+    for one in told:
         for ended in one.ended:
             if ended.row is not None:
                 _update(connection, one.endpoint, ended, now)
 
 
-def _move(connection: Connection, told: Told, now: int) -> None:
-    # The same place, too: the row is to be locked.
-    values: dict[str, object] = {"event": endpoints.c.event}
-    if told.place is not None:
-        values = {**told.place._asdict()}
+@cache
+def _insert(_kind: str) -> Hot:
+    """Compiled once for each kind of database."""
+    return Hot(sa.insert(deliveries), *COLUMNS)
+
+
+@cache
+def _move(_kind: str) -> Hot:
+    places = {
+        name: sa.bindparam(f"at_{name}", type_=endpoints.c[name].type) for name in Place._fields
+    }
+    name = sa.bindparam("who", type_=endpoints.c.name.type)
+    binds = [bind.key for bind in places.values()]
+    return Hot(sa.update(endpoints).where(endpoints.c.name == name).values(places), *binds, "who")
+
+
+def _disable(connection: Connection, told: Told, now: int) -> None:
+    values: dict[str, object] = {"event": endpoints.c.event}  # the row is to be locked anyway
     if told.disabled is not None:
         values |= {"disabled_us": now, "why": told.disabled[:ERROR_CHARACTERS_MAX]}
     connection.execute(sa.update(endpoints).where(endpoints.c.name == told.endpoint).values(values))
 
 
-def _insert(connection: Connection, told: Told, now: int) -> None:
-    rows = [
-        {
-            "endpoint": told.endpoint,
-            "event_id": one.event.id,
-            "subject": one.event.subject,
-            "number": one.event.number,
-            "type": one.event.type,
-            "created_us": one.event.created_us,
-            **_values(one, now),
-        }
-        for one in told.ended
-        if one.row is None
-    ]
-    if not rows:
-        return
+def _behind(connection: Connection, told: Told) -> set[bytes]:
+    """Subjects of which something waits already, and something new does with a time."""
     tried = [one.event.subject for one in told.ended if one.row is None and one.next_us is not None]
-    behind = subjects_waiting(connection, told.endpoint, tried) if tried else set()
-    connection.execute(sa.insert(deliveries), rows)
-    for subject in behind:
-        set_turn(connection, told.endpoint, subject, now)
+    return subjects_waiting(connection, told.endpoint, tried) if tried else set()
+
+
+def _row(endpoint: str, ended: Ended, now: int) -> Row | None:
+    """A new one; None for what has one."""
+    if ended.row is not None:
+        return None
+    event = ended.event
+    known = endpoint, event.id, event.subject, event.number, event.type, event.created_us
+    return *known, *_values(ended, now).values()
 
 
 def _update(connection: Connection, endpoint: str, ended: Ended, now: int) -> None:

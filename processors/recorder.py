@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from processors import deliveries
 from processors.commits import happened
 from processors.deliveries import Told
-from processors.store import Store, StoreBusy, StoreUnavailable
+from processors.relay_access import Access
+from processors.store import StoreBusy, StoreUnavailable
 
 log = logging.getLogger("rasher.relay")
 
 RECORD_EVERY_S = 0.05
-# Rounds of this many endpoints go into one transaction.
-RECORDED_MAX = 32
+# Rounds go into one transaction while they have so many events together: orders wait for it.
+RECORDED_MAX = 512
 # After the database was away.
 AGAIN_S = 5.0
 
@@ -23,8 +25,8 @@ AGAIN_S = 5.0
 class Recorder:
     """Writes what became of rounds, those of several endpoints in one transaction."""
 
-    def __init__(self, store: Store, stop: asyncio.Event) -> None:
-        self._store = store
+    def __init__(self, access: Access, stop: asyncio.Event) -> None:
+        self._access = access
         self._stop = stop
         self._waiting: list[tuple[Told, asyncio.Future[None]]] = []
         self._some = asyncio.Event()
@@ -41,22 +43,31 @@ class Recorder:
         """Until cancelled. Raises StoreBroken, StoreError."""
         while True:
             await self._some.wait()
-            some = self._waiting[:RECORDED_MAX]
+            told = self._first()
             try:
-                await asyncio.to_thread(
-                    self._store.commit, deliveries.record, [told for told, _ in some]
-                )
+                await self._access.write(partial(deliveries.record, told=told))
             except StoreUnavailable as error:
                 await self._later(error)
                 continue
-            for done in self._taken_off(len(some)):
+            for done in self._taken_off(len(told)):
                 done.set_result(None)
-            await asyncio.sleep(RECORD_EVERY_S)
+            await happened(self._stop, max(RECORD_EVERY_S, self._access.pause_s()))
+
+    def _first(self) -> list[Told]:
+        """Those that have RECORDED_MAX events together, one at least."""
+        some, events = list[Told](), 0
+        for told, _ in self._waiting:
+            events += len(told.ended)
+            if some and events > RECORDED_MAX:
+                break
+            some.append(told)
+        return some
 
     async def _later(self, error: StoreUnavailable) -> None:
-        if not isinstance(error, StoreBusy):
+        busy = isinstance(error, StoreBusy)
+        if not busy:
             log.warning("%s; what was told is recorded later", error)
-            await happened(self._stop, AGAIN_S)
+        await happened(self._stop, RECORD_EVERY_S if busy else AGAIN_S)
         if self._stop.is_set():
             for done in self._taken_off(len(self._waiting)):
                 done.set_exception(error)

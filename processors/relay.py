@@ -2,12 +2,14 @@
 
 For each endpoint one task goes round and round:
 
-    read      what is to be tried again by now, and what is behind its cursor, ROUND at most
+    read      what is to be tried again by now, and what is behind its cursor, ROUND at most, up to
+              ROUND_MAX for who takes it all in ROUND_S
     send      AT_ONCE at a time, those of one subject one after the other
     record    what became of them, and the cursor, in one transaction
 
 and sleeps when there is nothing, until a commit, or until something is due. Rounds of several
-endpoints are recorded together (processors/recorder.py).
+endpoints are recorded together (processors/recorder.py): a transaction is what costs the workers
+most (processors/relay_access.py).
 
 Killed anywhere: what was sent and not recorded is sent again with the same id. Asked to stop: what
 is under way is given its time, the rest is told by the next start.
@@ -21,6 +23,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby, takewhile
 from typing import TypeVar
 
@@ -45,13 +48,14 @@ from processors.instants import now_us
 from processors.outbox import bodies_of, events_behind
 from processors.places import end_of
 from processors.recorder import Recorder
+from processors.relay_access import Access
 from processors.store import Store, StoreUnavailable
 from processors.webhooks import Endpoint, shown_url
 from ringbuf import Ring
 
 log = logging.getLogger("rasher.relay")
 
-ROUND = 64
+ROUND, ROUND_MAX, ROUND_S = 64, 256, 1.0
 # A commit is waited for that long; a worker that died may not have said that it committed.
 LOOK_S = 5.0
 # Where a new endpoint begins, while others are writing.
@@ -87,7 +91,8 @@ class Round(Struct, frozen=True):
 
 
 class Relay:
-    """Of one database, one at a time. `counted`: is called with the outcome of each attempt."""
+    """Of one database, one at a time. `counted`: is called with the outcome of each attempt;
+    `access`: the way to the database, if not in threads of this niceness."""
 
     def __init__(
         self,
@@ -95,14 +100,16 @@ class Relay:
         ring: Ring,
         wanted: Sequence[Endpoint],
         counted: Callable[[Outcome], object] = lambda _: None,
+        access: Access | None = None,
     ) -> None:
         self.store = store
+        self.access = access or Access(store)
         self.ring = ring
         self.counted = counted
         self._wanted = wanted
         self._stop = asyncio.Event()
         self.patience = Patience()
-        self.recorder = Recorder(store, self._stop)
+        self.recorder = Recorder(self.access, self._stop)
         self._commits = Commits(ring)
         self._asking = asyncio.Lock()
         self._end = Place(0, 0)
@@ -138,10 +145,10 @@ class Relay:
     async def _enlist(self) -> dict[str, Standing] | None:
         while not self.stopping:
             try:
-                end = await asyncio.to_thread(end_of, self.store)
+                end = await self.access.ask(lambda: end_of(self.store))
                 if end is not None:
-                    return await asyncio.to_thread(
-                        self.store.commit, deliveries.enlist, self._wanted, end
+                    return await self.access.write(
+                        partial(deliveries.enlist, wanted=self._wanted, end=end)
                     )
                 await self.sleep(ASK_S)
             except StoreUnavailable as error:
@@ -159,7 +166,7 @@ class Relay:
         async with self._asking:  # once for all who ask
             commits = self.ring.commits
             if commits != self._end_at:
-                found = await asyncio.to_thread(end_of, self.store)
+                found = await self.access.ask(lambda: end_of(self.store))
                 if found is not None:
                     self._end, self._end_at = Place(*map(max, found, self._end)), commits
             return self._end, commits
@@ -192,6 +199,7 @@ class Courier:
         self._breaker = Breaker()
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._newest = True  # is what the next probe is
+        self._round = ROUND
 
     async def run(self) -> None:
         """Until the relay is stopped."""
@@ -220,7 +228,8 @@ class Courier:
             await self._relay.sleep(left_s)
             return
         # No more than half, so that what is tried again keeps nothing new waiting.
-        one = await (self._probe() if self._breaker.tripped else self._read(ROUND // 2, ROUND))
+        count = self._round
+        one = await (self._probe() if self._breaker.tripped else self._read(count // 2, count))
         if one.items:
             await self._tell(one)
             return
@@ -269,7 +278,7 @@ class Courier:
         self._relay.forget_end()
 
     async def _ask(self, question: Callable[[], T]) -> T:
-        return await asyncio.to_thread(question)
+        return await self._relay.access.ask(question)
 
     # ---- read ------------------------------------------------------------------------------------
 
@@ -300,11 +309,15 @@ class Courier:
             key=lambda item: item.event.subject,
         )
         chains = [list(items) for _, items in by_subject]
+        begun_s = time.monotonic()
         ended = await asyncio.gather(*(self._tell_chain(chain, one) for chain in chains))
         # In the order of the outbox, so that rows of one subject are, too.
         all_ended = sorted(
             (each for some in ended for each in some), key=lambda each: each.event.place
         )
+        quick = time.monotonic() - begun_s < ROUND_S
+        taken = quick and all(each.state == "delivered" for each in all_ended)
+        self._round = min(2 * self._round, ROUND_MAX) if taken else ROUND
         self._place = one.place
         await self._record(all_ended)
 

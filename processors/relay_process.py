@@ -22,6 +22,7 @@ from processors.child import Child, enter
 from processors.doubt import give_up
 from processors.names import Loop
 from processors.relay import Relay
+from processors.relay_access import WAIT_S_MAX, Access, Urgent
 from processors.stop import Stop
 from processors.store import Store, StoreBroken, StoreError
 from processors.tally import OF_ATTEMPTS, Tally
@@ -45,13 +46,23 @@ def waited_for_turn(child: Child) -> bool:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-async def serve(child: Child, store: Store, tally: Tally) -> None:
+def open_access(child: Child) -> Access:
+    """The way to the database of the settings."""
+    url = child.launch.settings.database
+    if not url.startswith("sqlite:"):
+        return Access(Store.open(url, connections_max=CONNECTIONS_MAX))
+    store = Store.open(url, connections_max=CONNECTIONS_MAX, busy_timeout_s=WAIT_S_MAX)
+    return Urgent(store, child.ring)
+
+
+async def serve(child: Child, access: Access, tally: Tally) -> None:
     """Until TERM. Raises StoreBroken, StoreError, alone or in a group."""
 
     def counted(outcome: Outcome) -> None:
         tally.count(OF_ATTEMPTS + outcome)
 
-    relay = Relay(store, child.ring, child.launch.settings.webhooks.endpoints, counted)
+    endpoints = child.launch.settings.webhooks.endpoints
+    relay = Relay(access.store, child.ring, endpoints, counted, access)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, relay.stop)
     child.watch_parent(loop)
@@ -61,34 +72,34 @@ async def serve(child: Child, store: Store, tally: Tally) -> None:
 def main(argv: Sequence[str]) -> int:
     """`python -m processors.relay_process --launch-fd N`: exit 0 when stopped by TERM."""
     child = enter(argv)
-    os.nice(NICENESS)
-    for name in ("httpx", "httpcore"):  # they would tell of each request, with its url
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if not waited_for_turn(child):
-        return 0
+    access = open_access(child)
+    os.nice(NICENESS)  # of this thread and those that it will start, not of those that are there
     try:
-        place = child.ring.writer()
-    except InUse as error:
-        log.error("can't start: %s", error)
-        return EXIT_CANNOT_START
-    with place:
-        return run(child, child.tally("writer", place.index))
+        if not waited_for_turn(child):
+            return 0
+        try:
+            place = child.ring.writer()
+        except InUse as error:
+            log.error("can't start: %s", error)
+            return EXIT_CANNOT_START
+        with place:
+            return run(child, access, child.tally("writer", place.index))
+    finally:
+        access.close()
+        access.store.close()
 
 
-def run(child: Child, tally: Tally) -> int:
+def run(child: Child, access: Access, tally: Tally) -> int:
     """-> the exit code."""
-    store = Store.open(child.launch.settings.database, connections_max=CONNECTIONS_MAX)
     code = 0
     try:
         with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(serve(child, store, tally))
+            runner.run(serve(child, access, tally))
     except* StoreBroken as broken:
         give_up(child.ring, broken.exceptions[0])
     except* StoreError as unfit:
         log.error("can't start: %s", unfit.exceptions[0])
         code = EXIT_CANNOT_START
-    finally:
-        store.close()
     return code
 
 

@@ -1,24 +1,83 @@
-"""What answers mean, and when the next attempt is due."""
+"""What answers mean, what hostile ones do, and when the next attempt is due."""
 
 from __future__ import annotations
 
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
-import httpx
+import aiohttp
 import pytest
 
 from processors.attempts import (
     AGAIN_S_MAX,
+    ANSWER_BYTES_MAX,
     PAUSES_S,
     SPREAD,
     Attempt,
     Breaker,
+    Sender,
     judge,
     pause_s,
     reason,
     retry_after_s,
 )
+from processors.webhooks import make_endpoint
+from tests.ingest.certificate import make_certificate, trusting
+from tests.partners import OK, SECRET, Behaviour, Message, partner
+
+SOON_S = 10.0  # much less than an attempt may take
+TOKEN = "t0ken"
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+A_LOT = bytes(ANSWER_BYTES_MAX)
+EVENT = bytes(range(16))
+
+
+@asynccontextmanager
+async def sender(url: str, context: ssl.SSLContext | None = None) -> AsyncIterator[Sender]:
+    """To that url, whose query has the token."""
+    endpoint = make_endpoint("shop", f"{url}?key={TOKEN}", [SECRET], "test")
+    one = Sender(endpoint, context or ssl.create_default_context())
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+async def attempt(url: str, context: ssl.SSLContext | None = None) -> Attempt:
+    """One; it ends soon."""
+    async with asyncio.timeout(SOON_S), sender(url, context) as one:
+        return await one.send(EVENT, b"{}")
+
+
+async def attempt_at(behave: Behaviour) -> Attempt:
+    async with partner(behave) as shop:
+        return await attempt(shop.url)
+
+
+def says(answer: bytes) -> Behaviour:
+    """What a partner says, whole."""
+
+    async def behave(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        return answer
+
+    return behave
+
+
+def pours(head: bytes, part: bytes) -> Behaviour:
+    """A partner that goes on and on."""
+
+    async def behave(_message: Message, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(head)
+        while True:
+            writer.write(part)
+            await writer.drain()
+
+    return behave
 
 
 @pytest.mark.parametrize(
@@ -27,7 +86,76 @@ from processors.attempts import (
      (400, "again"), (404, "again"), (410, "gone"), (429, "again"), (500, "again"), (503, "again")],
 )  # fmt: skip
 def test_what_a_status_means(status: int, verdict: str) -> None:
-    assert judge(httpx.Response(status)).verdict == verdict
+    assert judge(status).verdict == verdict
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "behave",
+    [says(b"HTTP/1.1 200 OK\r\nx: " + b"x" * 100_000 + b"\r\n\r\n"),
+     pours(b"HTTP/1.1 200 OK\r\n", b"".join(b"x-%d: y\r\n" % n for n in range(100))),
+     pours(b"HTTP/1.1 200 OK\r\nx: ", bytes(b"x" * 65536)),
+     pours(b"", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 99 x\r\n\r\n"),
+     says(b"\x00\xff\r\n" * 100 + b"\r\n\r\n"),
+     says(b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n"),
+     says(CHUNKED + b"no chunk\r\n\r\n"),
+     says(OK + b"!")],
+    ids=["a long header", "headers without end", "a header without end", "100 without end",
+         "no HTTP", "a length that is none", "a part that is none", "longer than it says"],
+)  # fmt: skip
+async def test_what_makes_no_sense_or_has_no_end_is_no_answer(behave: Behaviour) -> None:
+    ended = await attempt_at(behave)
+    assert (ended.verdict, ended.status) == ("again", None)
+    assert ended.error
+    assert TOKEN not in ended.error
+    assert ended.error.isprintable()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "behave",
+    [pours(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n", A_LOT),
+     pours(b"HTTP/1.1 200 OK\r\n\r\n", A_LOT),
+     pours(CHUNKED, b"10000\r\n" + A_LOT + b"\r\n"),
+     says(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\ncontent-encoding: br\r\n\r\nno brotli")],
+    ids=["long", "without end", "of many parts", "garbled"],
+)  # fmt: skip
+async def test_an_answer_counts_whatever_comes_behind_its_head(behave: Behaviour) -> None:
+    assert await attempt_at(behave) == Attempt("delivered", 200)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://nowhere.invalid/",
+                                 "http://[::1%25nowhere]/", "http://xn--/"])  # fmt: skip
+async def test_no_connection_is_told_without_the_url(url: str) -> None:
+    ended = await attempt(url)
+    assert ended.verdict == "again"
+    assert ended.error
+    assert TOKEN not in ended.error
+
+
+@pytest.mark.anyio
+async def test_connections_are_used_again_and_cookies_are_not() -> None:
+    answer = OK.replace(b"\r\n", b"\r\nset-cookie: a=b\r\n", 1)
+    async with partner(says(answer)) as shop, sender(shop.url) as one:
+        for _ in range(3):
+            assert (await one.send(EVENT, b"{}")).verdict == "delivered"
+        assert shop.connections == 1
+        assert not any("cookie" in message.headers for message in shop.heard)
+        assert shop.heard[0].headers["user-agent"].startswith("rasher/")
+
+
+@pytest.mark.anyio
+async def test_a_certificate_is_believed_that_is_known_and_no_other(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(certificate, key)
+    async with partner(tls=serving) as shop:
+        assert (await attempt(shop.url, trusting(certificate))).verdict == "delivered"
+        stranger = await attempt(shop.url)
+        assert stranger.verdict == "again"
+        assert "certificate" in (stranger.error or "")
+        assert len(shop.heard) == 1
 
 
 def test_a_date_and_seconds_are_waited_for_and_nothing_else() -> None:
@@ -43,10 +171,10 @@ def test_a_date_and_seconds_are_waited_for_and_nothing_else() -> None:
 def test_an_error_is_told_in_words_that_can_be_stored_and_shown() -> None:
     assert reason(ValueError("bad\0\n\x1b[31m\ud800")) == "ValueError: bad???[31m?"
     assert reason(ValueError()) == "ValueError"
-    bare = httpx.ReadError("")
+    bare = aiohttp.ClientConnectionError()
     bare.__cause__ = OSError()
     bare.__cause__.__context__ = ConnectionResetError(104, "Connection reset by peer")
-    assert reason(bare) == "ReadError: [Errno 104] Connection reset by peer"
+    assert reason(bare) == "ConnectionResetError: [Errno 104] Connection reset by peer"
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from sqlalchemy.engine import Connection
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from processors import attempts, commits, deliveries, recorder, relay
+from processors import attempts, commits, deliveries, recorder, relay, relay_access
+from processors.deliveries import Ended, Told
 from processors.delivery_list import backlog, list_deliveries
+from processors.events import Event, Place
 from processors.expiring import Expirer
 from processors.low_stock import set_thresholds
+from processors.outbox import events_behind
 from processors.pipeline import Outcome
+from processors.recorder import Recorder
 from processors.relay import Relay
+from processors.relay_access import Access, Urgent
+from processors.store import Store, StoreBusy
 from processors.webhooks import Endpoint, make_endpoint, shown_id
 from tests.partners import (
     FAILS,
@@ -29,6 +36,7 @@ from tests.partners import (
 )
 from tests.processors.kit import House, on_postgresql, on_sqlite, settled_by
 
+T = TypeVar("T")
 pytestmark = pytest.mark.anyio
 
 
@@ -44,6 +52,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commits, "WATCH_S", 0.02)
     monkeypatch.setattr(relay, "LOOK_S", 0.1)
     monkeypatch.setattr(relay, "AGAIN_S", 0.05)
+    monkeypatch.setattr(relay_access, "PAUSE_S_MAX", 0.001)
 
 
 def endpoint(of: Partner, name: str = "shop", **changes: Any) -> Endpoint:
@@ -51,10 +60,19 @@ def endpoint(of: Partner, name: str = "shop", **changes: Any) -> Endpoint:
     return Endpoint(**{**{f: getattr(made, f) for f in made.__struct_fields__}, **changes})
 
 
+def access_to(house: House) -> Access:
+    """As the relay's process has it."""
+    sqlite = house.store.wal_path is not None
+    return Urgent(house.store, house.ring) if sqlite else Access(house.store)
+
+
 @asynccontextmanager
-async def relaying(house: House, *wanted: Endpoint) -> AsyncIterator[Relay]:
+async def relaying(
+    house: House, *wanted: Endpoint, access: Access | None = None
+) -> AsyncIterator[Relay]:
     """While it runs."""
-    one = Relay(house.store, house.ring, wanted)
+    access = access or access_to(house)
+    one = Relay(house.store, house.ring, wanted, access=access)
     ready = asyncio.Event()
     task = asyncio.create_task(one.run(ready.set))
     await asyncio.wait({task, asyncio.create_task(ready.wait())}, return_when="FIRST_COMPLETED")
@@ -63,6 +81,7 @@ async def relaying(house: House, *wanted: Endpoint) -> AsyncIterator[Relay]:
     finally:
         one.stop()
         await task
+        access.close()
 
 
 def told(house: House) -> list[tuple[Any, ...]]:
@@ -387,3 +406,99 @@ async def test_what_waits_for_an_endpoint_that_is_gone_has_failed(house: House) 
             pass
     assert [row[:3] for row in told(house)] == [("shop", "order.rejected", "failed")]
     assert house.rows("SELECT name FROM endpoints") == [("other",)]
+
+
+@on_sqlite
+async def test_while_others_have_the_database_the_loop_goes_on(house: House) -> None:
+    answer = asyncio.Event()
+
+    async def waits(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        await answer.wait()
+        return OK
+
+    impatient = Store.open(house.url, busy_timeout_s=0.02)
+    access = CountsBusy(impatient, house.ring)
+    async with partner(waits) as shop, relaying(house, endpoint(shop), access=access):
+        reject(house)
+        await until(lambda: shop.heard)
+        with house.store.writing():
+            answer.set()
+            await until(lambda: access.busy >= 3)
+        await until(lambda: told(house) == [("shop", "order.rejected", "delivered", 1)])
+    impatient.close()
+
+
+class CountsBusy(Urgent):
+    """`busy`: how often the write lock was not to be had."""
+
+    busy = 0
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        try:
+            return await super().write(work)
+        except StoreBusy:
+            self.busy += 1
+            raise
+
+
+async def test_a_stop_waits_for_no_pause_between_transactions(house: House) -> None:
+    class Slow(Access):
+        def pause_s(self) -> float:
+            return 3600.0
+
+    async with partner() as shop:
+        async with relaying(house, endpoint(shop), access=Slow(house.store)):
+            reject(house)
+            await until(lambda: len(told(house)) == 1)
+            reject(house)
+            await until(lambda: len(shop.heard) == 2)
+            assert len(told(house)) == 1
+        assert len(told(house)) == 2
+
+
+async def test_rounds_grow_while_all_is_taken_and_begin_again_at_a_failure(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def behind(connection: Connection, place: Place, end: Place, count: int) -> list[Event]:
+        asked.append(count)
+        return events_behind(connection, place, end, count)
+
+    async def fails_once(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        return FAILS if len(shop.heard) == 300 else OK
+
+    monkeypatch.setattr(relay, "events_behind", behind)
+    async with partner(fails_once) as shop:
+        one = endpoint(shop)
+        async with relaying(house, one):
+            pass  # it is known from here on
+        reject(house, 350)
+        asked.clear()
+        async with relaying(house, one):
+            await until(lambda: len(told(house)) == 350)
+            await until(lambda: {row[2] for row in told(house)} == {"delivered"})
+    assert asked[:3] == [64, 128, 256]
+    assert asked[3] <= 64
+
+
+async def test_a_transaction_has_so_many_events_and_no_more(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "RECORDED_MAX", 10)
+    sizes: list[list[int]] = []
+
+    def record(connection: Connection, told: list[Told]) -> None:
+        sizes.append([len(one.ended) for one in told])
+
+    monkeypatch.setattr(deliveries, "record", record)
+    one = Recorder(Access(house.store), asyncio.Event())
+    ended = Ended(Event(1, bytes(16), bytes(16), 0, "order.rejected", 1), "delivered")
+    rounds = [Told("shop", [ended] * count) for count in (4, 6, 1, 25, 3)]
+    tasks = [asyncio.create_task(one.record(told)) for told in rounds]
+    running = asyncio.create_task(one.run())
+    await asyncio.gather(*tasks)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    assert sizes == [[4, 6], [1], [25], [3]]

@@ -167,7 +167,7 @@ async def test_a_stop_does_not_wait_for_a_database_that_is_away(
 ) -> None:
     monkeypatch.setattr(recorder, "AGAIN_S", 3600.0)
 
-    def away(*_: Any) -> None:
+    def away(*_: Any, told: Any) -> None:
         raise StoreUnavailable("no")
 
     async with partner() as shop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 from standardwebhooks.webhooks import Webhook
 
 from processors.policy import begin
+from processors.relay_process import NICENESS
 from processors.settings import WebhookSettings
 from processors.tree import RELAY, CloseRing, Install, Ready, Send, Start, State
 from processors.webhooks import Endpoint
@@ -231,6 +233,31 @@ def test_the_relay_has_a_place_in_the_ring_and_is_counted_there(
         run.until(lambda: shop.orders == orders, "everything is told")
         run.until(lambda: metric(run, delivered) == 1, "a new ring counts anew")
         assert run.end(signal.SIGTERM) == 0
+
+
+def test_the_relay_yields_and_the_thread_that_has_the_write_lock_does_not(
+    rasher: StartProgram, tmp_path: Path
+) -> None:
+    config = tmp_path / "rasher.toml"
+    with listening() as shop:
+        write(config, shop=shop)
+        run = rasher("--config", str(config), "--workers", "1").ready()
+        client = Client(run)
+        order = client.order()
+        client.connection.close()
+        run.until(lambda: shop.orders == {order}, "it is told")
+        found = nicenesses(run.child("relay").pid)
+        usual = os.getpriority(os.PRIO_PROCESS, run.child("worker").pid)
+        assert min(found) == usual
+        assert found.count(usual) == 1
+        assert set(found) - {usual} == {min(usual + NICENESS, 19)}
+        assert run.end(signal.SIGTERM) == 0
+
+
+def nicenesses(pid: int) -> list[int]:
+    """Of its threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks]
 
 
 # ---- the policy ----------------------------------------------------------------------------------
