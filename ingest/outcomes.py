@@ -76,6 +76,7 @@ class Outcomes:
         if self._asking is not None:
             await asyncio.wait({self._asking})
         if self._thread is not None:
+            self._ring.bump_commits()  # as a commit wakes it; others look once more, too
             await asyncio.to_thread(self._thread.join)
 
     def _leave(self, identity: Identity, waiter: Waiter) -> None:
@@ -110,7 +111,7 @@ class Outcomes:
         # Decided here, where waiters come and go, so that none comes unnoticed.
         if self._waiting:
             self._look()
-        else:
+        elif not self._closed:  # then it was set to end the thread
             self._wanted.clear()
 
     # ---- the question ----------------------------------------------------------------------------

@@ -192,6 +192,24 @@ async def test_who_hangs_up_waits_no_more(service: Service) -> None:
     assert service.ring.depth == 1
 
 
+async def test_the_thread_ends_with_its_front_and_not_at_the_next_look(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "LOOK_S", LONG_S)
+    begun = time.monotonic()
+    assert await service.outcomes.of(Identity(bytes(16), 0), service.outcomes.commits, 0.01) is None
+    assert service.outcomes._thread is not None
+    await service.outcomes.close()
+    assert time.monotonic() - begun < LONG_S / 2
+    assert not service.outcomes._thread.is_alive()
+
+
+async def test_a_look_that_was_due_at_the_close_lets_the_thread_end(service: Service) -> None:
+    await service.outcomes.close()
+    service.outcomes._awake()
+    assert service.outcomes._wanted.is_set()
+
+
 async def test_without_waiters_the_thread_sleeps(service: Service) -> None:
     (answer,) = await asyncio.gather(post(service, BODY, "wait=1"))
     assert answer.status_code == 202
