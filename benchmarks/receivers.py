@@ -265,10 +265,12 @@ async def listen(receiver: Receiver) -> None:
 async def serve(report_port: int, kinds: Sequence[str]) -> None:
     """Until whoever started it is gone."""
     receivers = [Receiver(kind) for kind in kinds]
+    # First, or one of them might be given its port.
+    reports = socket.create_server(("127.0.0.1", report_port))
     for one in receivers:
         await listen(one)
     loop = asyncio.get_running_loop()
-    await loop.create_server(partial(Report, receivers), "127.0.0.1", report_port)
+    await loop.create_server(partial(Report, receivers), sock=reports)
     parent = os.getppid()
     while os.getppid() == parent:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(PARENT_LOOK_S)
