@@ -13,19 +13,19 @@ neither kept nor sent. An attempt that a stop cuts off is none: nobody knows wha
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib import metadata
 from typing import Literal
 
+import anyio
 import httpx
 from msgspec import Struct
 
@@ -75,33 +75,37 @@ class Attempt(Struct, frozen=True):
 
 
 class Patience:
-    """With the attempts that are under way: each has ATTEMPT_S, and no more than `hurry` says."""
+    """With the attempts that are under way: each has ATTEMPT_S, and no more than `hurry` says.
+
+    By anyio's scopes: what the HTTP client does to give a connection back is safe from those, but
+    not from asyncio's timeouts, which would take one after the other from it for ever.
+    """
 
     def __init__(self) -> None:
-        self._waits: set[asyncio.Timeout] = set()
+        self._scopes: set[anyio.CancelScope] = set()
         self._end_s = math.inf  # of the loop's clock
 
     @property
     def over(self) -> bool:
         """What `hurry` gave is used up."""
-        return asyncio.get_running_loop().time() >= self._end_s
+        return anyio.current_time() >= self._end_s
 
     def hurry(self, seconds: float) -> None:
         """All end within that time."""
-        self._end_s = asyncio.get_running_loop().time() + seconds
-        for wait in self._waits:
-            wait.reschedule(min(self._end_s, wait.when() or math.inf))
+        self._end_s = anyio.current_time() + seconds
+        for scope in self._scopes:
+            scope.deadline = min(self._end_s, scope.deadline)
 
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
-        """Around an attempt. Raises TimeoutError."""
-        end_s = asyncio.get_running_loop().time() + ATTEMPT_S
-        async with asyncio.timeout_at(min(end_s, self._end_s)) as wait:
-            self._waits.add(wait)
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Around an attempt, which ends behind it when its time is up."""
+        deadline = min(anyio.current_time() + ATTEMPT_S, self._end_s)
+        with anyio.CancelScope(deadline=deadline) as scope:
+            self._scopes.add(scope)
             try:
                 yield
             finally:
-                self._waits.discard(wait)
+                self._scopes.discard(scope)
 
 
 class Sender:
@@ -133,19 +137,20 @@ class Sender:
     async def send(self, event_id: bytes, body: bytes) -> Attempt:
         """One attempt; raises nothing that the endpoint could be the reason of."""
         heard: list[Attempt] = []
+        ended: Attempt | None = None
         try:
-            async with self._patience.one():
+            with self._patience.one():
                 await self._send(shown_id(event_id), body, heard)
         except httpx.ConnectTimeout:
             text = f"no connection within {CONNECT_S:g} s, its name looked up and TLS agreed on"
             ended = Attempt("again", error=text, late=True)
-        except (TimeoutError, httpx.TimeoutException):
+        except httpx.TimeoutException:
             ended = self._out_of_time()
         # Whatever the layers below let through: one endpoint must not end the relay of all.
         except Exception as error:
             ended = Attempt("again", error=reason(error))
         # An answer counts when its head has come, whatever becomes of its body.
-        return heard[0] if heard else ended
+        return heard[0] if heard else ended or self._out_of_time()
 
     def _out_of_time(self) -> Attempt:
         if self._patience.over:
@@ -159,7 +164,7 @@ class Sender:
             "POST", self.endpoint.url, content=body, headers=headers
         ) as answer:
             heard.append(judge(answer))
-            async with asyncio.timeout(ANSWER_S_MAX):
+            with anyio.move_on_after(ANSWER_S_MAX):
                 await _drop_body(answer)
 
 

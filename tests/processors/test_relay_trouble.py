@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import ssl
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from processors import attempts, deliveries, recorder, relay
+from processors.attempts import Sender
 from processors.deliveries import Ended, Told
 from processors.events import Event
 from processors.instants import now_us
+from processors.names import Loop
 from processors.outbox import events_behind
 from processors.relay import Relay
 from processors.schema import format_uuid
@@ -211,6 +216,44 @@ async def test_what_a_stop_cuts_off_costs_no_attempt_and_is_due_at_once(
         async with relaying(house, endpoint(shop)):
             await until(lambda: told(house) == [("shop", "order.rejected", "delivered", 1)])
     assert len(set(shop.ids)) == 1
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, Loop], ids=["asyncio", "uvloop"])
+def test_attempts_that_are_cut_off_anywhere_use_no_connection_up(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "ANSWER_S_MAX", 0.01)
+    rng = random.Random(1)
+    well = False
+
+    async def dawdles(_message: Message, writer: asyncio.StreamWriter) -> bytes:
+        if not well:
+            await asyncio.sleep(rng.random() * 0.02)
+            writer.write(OK[: rng.randrange(len(OK))])
+            await asyncio.sleep(rng.random() * 0.02)
+            raise ConnectionResetError
+        return OK
+
+    async def tell() -> list[str]:
+        nonlocal well
+        async with partner(dawdles) as shop:
+            sender = Sender(endpoint(shop), ssl.create_default_context())
+
+            async def try_some() -> None:
+                for _ in range(30):
+                    monkeypatch.setattr(attempts, "ATTEMPT_S", rng.random() * 0.05)
+                    await sender.send(b"x" * 16, b"{}")
+
+            await asyncio.gather(*(try_some() for _ in range(attempts.AT_ONCE)))
+            well = True
+            monkeypatch.setattr(attempts, "ATTEMPT_S", 5.0)
+            told = [await sender.send(b"x" * 16, b"{}") for _ in range(20)]
+            await sender.close()
+        return [one.verdict for one in told]
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        verdicts = runner.run(tell())
+    assert verdicts[1:] == ["delivered"] * 19  # the first one may meet a connection that is reset
 
 
 HARMFUL = {
