@@ -13,6 +13,7 @@ neither kept nor sent. An attempt that a stop cuts off is none: nobody knows wha
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import ssl
@@ -88,18 +89,18 @@ class Patience:
     @property
     def over(self) -> bool:
         """What `hurry` gave is used up."""
-        return anyio.current_time() >= self._end_s
+        return asyncio.get_running_loop().time() >= self._end_s
 
     def hurry(self, seconds: float) -> None:
         """All end within that time."""
-        self._end_s = anyio.current_time() + seconds
+        self._end_s = asyncio.get_running_loop().time() + seconds
         for scope in self._scopes:
             scope.deadline = min(self._end_s, scope.deadline)
 
     @contextmanager
     def one(self) -> Iterator[None]:
         """Around an attempt, which ends behind it when its time is up."""
-        deadline = min(anyio.current_time() + ATTEMPT_S, self._end_s)
+        deadline = min(asyncio.get_running_loop().time() + ATTEMPT_S, self._end_s)
         with anyio.CancelScope(deadline=deadline) as scope:
             self._scopes.add(scope)
             try:

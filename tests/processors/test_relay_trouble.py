@@ -209,7 +209,7 @@ async def test_what_a_stop_cuts_off_costs_no_attempt_and_is_due_at_once(
         await ready.wait()
         reject(house)
         await until(lambda: shop.heard)
-        one.stop()
+        asyncio.get_running_loop().call_soon(one.stop)  # as a signal does, in no task
         await task
         assert told(house) == [("shop", "order.rejected", "waiting", 0)]
         assert counted == []
