@@ -1,8 +1,9 @@
 """Reading the outbox: the events behind a place, in the order in which they may be told.
 
 On SQLite ids are in the order of commits. On PostgreSQL they are not: a transaction may commit
-behind one with a later id, and whoever went on from there would never see its event. A lock that
-waits for all who are writing to the outbox shows an end that nobody can come in front of any more.
+behind one with a later id, and whoever went on from there would never see its event. So an id is
+only told up to when everybody has ended who was writing to the outbox when it was the last one: who
+writes has a lock on the table from before his first id until his end, and locks can be looked at.
 """
 
 from __future__ import annotations
@@ -16,28 +17,57 @@ from sqlalchemy.engine import Connection
 from processors.events import Event
 from processors.orders import view_orders
 from processors.schema import format_instant
-from processors.store import Store, StoreBusy
+from processors.store import Store
 from processors.tables import outbox
 from processors.webhooks import event_id
 
-# Workers that come meanwhile wait behind the one who asks, so he asks shortly, and again later.
-LOCK_S_MAX = 0.05
+LAST = sa.select(sa.func.coalesce(sa.func.max(outbox.c.id), 0))
+# Not by locking them out: that would keep workers waiting, and wait for a vacuum itself.
+WRITING = sa.text(
+    "SELECT virtualtransaction FROM pg_locks WHERE relation = 'outbox'::regclass"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock',"
+    " 'AccessExclusiveLock')"
+)
 
 
-def end_of(store: Store) -> int | None:
-    """The last place of the outbox; all up to it is committed, or never will be. None: others are
-    writing, ask again. Raises StoreUnavailable."""
-    last = sa.select(sa.func.coalesce(sa.func.max(outbox.c.id), 0))
-    if store.engine.dialect.name == "sqlite":
-        with store.reading() as connection:
-            return int(connection.execute(last).scalar_one())
-    try:
-        with store.writing() as connection:
-            connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_S_MAX * 1000:.0f}ms'"))
-            connection.execute(sa.text("LOCK TABLE outbox IN SHARE MODE"))
-            return int(connection.execute(last).scalar_one())
-    except StoreBusy:
-        return None
+class End:
+    """The last place of the outbox up to which all is committed, or never will be.
+
+    `_next`: a later one, and who was writing when it was the last: it is next when they have ended.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: int | None = None
+        self._next: tuple[int, set[str]] | None = None
+
+    @property
+    def sure(self) -> bool:
+        """Whether nobody was writing when it was asked for: nothing more can be known."""
+        return self._next is None
+
+    def ask(self) -> int | None:
+        """What is known by now; None: nothing yet. For one thread. Raises StoreUnavailable."""
+        with self._store.reading() as connection:
+            last = int(connection.execute(LAST).scalar_one())
+            # Only now: who has the last id's predecessors and is not seen here has ended.
+            writing = _writing(connection)
+        place, before = self._next or (last, writing)
+        before &= writing
+        if not writing:
+            self._known, self._next = last, None
+        elif not before:
+            self._known, self._next = place, (last, writing)
+        else:
+            self._next = place, before
+        return self._known
+
+
+def _writing(connection: Connection) -> set[str]:
+    if connection.dialect.name == "sqlite":
+        return set()
+    return set(connection.scalars(WRITING))
 
 
 def events_behind(connection: Connection, place: int, end: int, count: int) -> list[Event]:

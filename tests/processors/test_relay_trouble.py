@@ -13,13 +13,14 @@ import pytest
 
 from processors import attempts, deliveries, recorder, relay
 from processors.attempts import Sender
+from processors.dead_letters import discard
 from processors.deliveries import Ended, Told
 from processors.events import Event
 from processors.instants import now_us
 from processors.names import Loop
 from processors.outbox import events_behind
 from processors.relay import Relay
-from processors.schema import format_uuid
+from processors.schema import Line, Order, encode_order, format_uuid
 from processors.store import Store, StoreUnavailable
 from processors.webhooks import shown_id
 from tests.partners import FAILS, OK, Message, partner, until
@@ -134,6 +135,16 @@ async def test_an_endpoint_begins_where_nothing_is_committed_in_front_of_it(hous
         one.stop()
         await task
     assert len(shop.heard) == 1
+
+
+@on_postgresql
+async def test_a_vacuum_of_the_outbox_keeps_nobody_from_being_told(house: House) -> None:
+    """It may take hours; an ANALYZE and an index that is made beside the work hold the same."""
+    async with partner() as shop, relaying(house, endpoint(shop)):
+        with house.store.writing() as vacuum:
+            vacuum.exec_driver_sql("LOCK TABLE outbox IN SHARE UPDATE EXCLUSIVE MODE")
+            await asyncio.to_thread(reject, house)
+            await until(lambda: shop.heard)
 
 
 @on_sqlite
@@ -288,3 +299,17 @@ async def test_no_answer_ends_the_relay_or_is_told_without_a_reason(
     for state, status, error in rows:
         assert state == "delivered" or status or error is None or len(error) > 10
     assert all(error is None or error.isprintable() for _, _, error in rows)
+
+
+async def test_whatever_became_of_an_order_it_is_told(house: House) -> None:
+    """Of those that can't be read there is little to tell."""
+    async with partner() as shop, relaying(house, endpoint(shop)):
+        house.put_bytes(b"\xc1", key=b"A" * 16)
+        house.put_bytes(encode_order(Order("x" * 200, [Line("S", 1)] * 100, None, {"a": "b"})))
+        house.put_bytes(b"", key=b"B" * 16)
+        house.work()
+        assert discard(house.store, b"B" * 16) == "discarded"
+        house.ring.bump_commits()
+        await until(lambda: len(told(house)) == 3)
+    states = {one.content["data"]["status"] for one in shop.heard}
+    assert states == {"dead", "rejected"}

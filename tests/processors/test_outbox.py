@@ -1,0 +1,92 @@
+"""How far the outbox may be told while others write to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy.engine import Connection
+
+from processors.outbox import End
+from tests.processors.kit import House, on_postgresql, on_sqlite, undone
+
+
+def add(connection: Connection) -> None:
+    connection.exec_driver_sql(
+        "INSERT INTO outbox (order_id, round, type, created_us)"
+        " VALUES ('\\x00', 0, 'order.rejected', 1)"
+    )
+
+
+@contextmanager
+def writing(house: House) -> Iterator[None]:
+    """Somebody who adds an event and commits later."""
+    with house.store.writing() as connection:
+        add(connection)
+        yield
+
+
+def settle(house: House) -> None:
+    house.put(("HAM", 1))
+    house.work()
+
+
+def test_with_nobody_writing_it_is_the_last_event(house: House) -> None:
+    end = End(house.store)
+    assert (end.ask(), end.sure) == (0, True)
+    settle(house)
+    assert (end.ask(), end.sure) == (1, True)
+
+
+@on_sqlite
+def test_on_sqlite_who_writes_comes_later(house: House) -> None:
+    end = End(house.store)
+    with house.store.writing():
+        assert (end.ask(), end.sure) == (0, True)
+
+
+@on_postgresql
+def test_nobody_can_commit_in_front_of_it(house: House) -> None:
+    end = End(house.store)
+    with writing(house):  # id 1
+        settle(house)  # id 2
+        assert (end.ask(), end.sure) == (None, False)
+    assert (end.ask(), end.sure) == (2, True)
+
+
+@on_postgresql
+def test_it_moves_on_though_there_is_always_somebody_writing(house: House) -> None:
+    end = End(house.store)
+    with writing(house):
+        assert end.ask() is None
+        second = writing(house)
+        second.__enter__()
+    assert end.ask() == 0  # as it was when the first was seen
+    settle(house)
+    with writing(house):
+        second.__exit__(None, None, None)
+        assert (end.ask(), end.sure) == (1, False)
+        settle(house)
+        assert end.ask() == 1
+    assert (end.ask(), end.sure) == (5, True)
+
+
+@on_postgresql
+def test_who_gives_up_is_waited_for_no_longer(house: House) -> None:
+    end = End(house.store)
+    with undone(house.store) as connection:
+        add(connection)
+        settle(house)
+        assert end.ask() is None
+    assert end.ask() == 2
+
+
+@on_postgresql
+@pytest.mark.parametrize("mode", ["SHARE UPDATE EXCLUSIVE", "ACCESS SHARE", "SHARE"])
+def test_who_does_not_write_is_not_waited_for(house: House, mode: str) -> None:
+    """VACUUM and ANALYZE have the first of these, a backup the second."""
+    with house.store.writing() as other:
+        other.exec_driver_sql(f"LOCK TABLE outbox IN {mode} MODE")
+        end = End(house.store)
+        assert (end.ask(), end.sure) == (0, True)
