@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import random
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from sqlalchemy.engine import Connection
 
-from processors.outbox import End
+from processors.outbox import End, events_behind
 from tests.processors.kit import House, on_postgresql, on_sqlite, undone
+
+ADD = (
+    "INSERT INTO outbox (order_id, round, type, created_us)"
+    " VALUES ('\\x00', 0, 'order.rejected', 1)"
+)
 
 
 def add(connection: Connection) -> None:
-    connection.exec_driver_sql(
-        "INSERT INTO outbox (order_id, round, type, created_us)"
-        " VALUES ('\\x00', 0, 'order.rejected', 1)"
-    )
+    connection.exec_driver_sql(ADD)
 
 
 @contextmanager
@@ -90,3 +95,37 @@ def test_who_does_not_write_is_not_waited_for(house: House, mode: str) -> None:
         other.exec_driver_sql(f"LOCK TABLE outbox IN {mode} MODE")
         end = End(house.store)
         assert (end.ask(), end.sure) == (0, True)
+
+
+@on_postgresql
+def test_whoever_walks_up_to_it_misses_none(house: House) -> None:
+    """Four write, each for a while and sometimes in vain."""
+    done: set[int] = set()
+
+    def write(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(100):
+            gives_up = rng.random() < 0.2
+            with undone(house.store) if gives_up else house.store.writing() as connection:
+                place = connection.exec_driver_sql(f"{ADD} RETURNING id").scalar_one()
+                time.sleep(rng.random() * 0.005)
+            if not gives_up:
+                done.add(place)
+
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    end, seen = End(house.store), list[int]()
+
+    def walk() -> None:
+        until_there = end.ask() or 0
+        with house.store.reading() as connection:
+            place = seen[-1] if seen else 0
+            seen.extend(one.place for one in events_behind(connection, place, until_there, 1000))
+
+    while any(thread.is_alive() for thread in threads):
+        walk()
+    for thread in threads:
+        thread.join()
+    walk()
+    assert set(seen) == done
