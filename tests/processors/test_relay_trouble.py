@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 import time
@@ -22,8 +23,8 @@ from processors.outbox import events_behind
 from processors.relay import Relay
 from processors.schema import Line, Order, encode_order, format_uuid
 from processors.store import Store, StoreUnavailable
-from processors.webhooks import shown_id
-from tests.partners import FAILS, OK, Message, partner, until
+from processors.webhooks import make_endpoint, shown_id
+from tests.partners import FAILS, OK, SECRET, Message, partner, until
 from tests.processors.kit import House, on_postgresql, on_sqlite
 from tests.processors.test_relay import (
     _quick,  # noqa: F401 - a fixture
@@ -313,3 +314,23 @@ async def test_whatever_became_of_an_order_it_is_told(house: House) -> None:
         await until(lambda: len(told(house)) == 3)
     states = {one.content["data"]["status"] for one in shop.heard}
     assert states == {"dead", "rejected"}
+
+
+@on_sqlite
+async def test_nothing_of_what_may_be_secret_in_an_address_is_told_to_anybody(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "rasher.relay")
+    monkeypatch.setattr(attempts.Breaker, "TRIES", 2)
+    addresses = ("127.0.0.1:1", "no..host", "none.invalid:99", "[::1]:1")
+    wanted = [
+        make_endpoint(f"e{at}", f"http://user:hidden@{address}/?t=hidden", [SECRET], "test")
+        for at, address in enumerate(addresses)
+    ]
+    async with relaying(house, *wanted):
+        reject(house, 3)
+        await until(lambda: {row[0] for row in told(house) if row[3]} == {"e0", "e1", "e2", "e3"})
+        await until(lambda: caplog.text.count("fails again and again") == len(wanted))
+    errors = [str(row) for row in house.rows("SELECT error FROM deliveries")]
+    assert "hidden" not in "".join([caplog.text, *errors])
+    assert SECRET[6:] not in "".join([caplog.text, *errors])
