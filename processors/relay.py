@@ -46,7 +46,7 @@ from processors.deliveries import Due, Ended, Standing, Told
 from processors.events import Event, Place
 from processors.instants import now_us
 from processors.outbox import bodies_of, events_behind
-from processors.places import end_of
+from processors.places import End
 from processors.recorder import Recorder
 from processors.relay_access import Access
 from processors.store import Store, StoreUnavailable
@@ -58,6 +58,8 @@ log = logging.getLogger("rasher.relay")
 ROUND, ROUND_MAX, ROUND_S = 64, 256, 1.0
 # A commit is waited for that long; a worker that died may not have said that it committed.
 LOOK_S = 5.0
+# Somebody was writing, who ends with a commit or without.
+UNSURE_S = 0.25
 # Where a new endpoint begins, while others are writing.
 ASK_S = 0.1
 # When it is asked to stop, what is under way has so long.
@@ -112,8 +114,9 @@ class Relay:
         self.recorder = Recorder(self.access, self._stop)
         self._commits = Commits(ring)
         self._asking = asyncio.Lock()
-        self._end = Place(0, 0)
-        self._end_at: int | None = None  # the count of commits when the end was asked for
+        self._end = End(store)
+        self._known = Place(0, 0)
+        self._known_at: int | None = None  # the count of commits when it was all there was to know
 
     def stop(self) -> None:
         """No more is begun, and what is under way ends soon."""
@@ -145,7 +148,7 @@ class Relay:
     async def _enlist(self) -> dict[str, Standing] | None:
         while not self.stopping:
             try:
-                end = await self.access.ask(lambda: end_of(self.store))
+                end = await self.access.ask(self._end.ask)
                 if end is not None:
                     return await self.access.write(
                         partial(deliveries.enlist, wanted=self._wanted, end=end)
@@ -165,15 +168,20 @@ class Relay:
         """How far may be told, and of which count of commits that is. Raises StoreUnavailable."""
         async with self._asking:  # once for all who ask
             commits = self.ring.commits
-            if commits != self._end_at:
-                found = await self.access.ask(lambda: end_of(self.store))
-                if found is not None:
-                    self._end, self._end_at = Place(*map(max, found, self._end)), commits
-            return self._end, commits
+            if commits != self._known_at:
+                found = await self.access.ask(self._end.ask)
+                self._known = Place(*map(max, found or self._known, self._known))
+                self._known_at = commits if self._end.sure else None
+            return self._known, commits
+
+    @property
+    def look_s(self) -> float:
+        """How long a commit is waited for before the end is asked for anew."""
+        return LOOK_S if self._end.sure else UNSURE_S
 
     def forget_end(self) -> None:
         """It is asked for anew, for a commit may not have been counted."""
-        self._end_at = None
+        self._known_at = None
 
     async def sleep(self, seconds: float) -> None:
         """That long, or until it is stopped."""
@@ -273,7 +281,9 @@ class Courier:
     async def _rest(self, seen: int) -> None:
         """Until something more was committed, or is due."""
         due_us = await self._ask(lambda: _next_due_us(self._relay.store, self._endpoint.name))
-        seconds = LOOK_S if due_us is None else min(LOOK_S, (due_us - now_us()) / SECOND_US)
+        seconds = self._relay.look_s
+        if due_us is not None:
+            seconds = min(seconds, (due_us - now_us()) / SECOND_US)
         await self._relay.changed(seen, max(0.0, seconds))
         self._relay.forget_end()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 import time
@@ -13,16 +14,17 @@ import pytest
 
 from processors import attempts, deliveries, recorder, relay
 from processors.attempts import Sender
+from processors.dead_letters import discard
 from processors.deliveries import Ended, Told
 from processors.events import Event, Place
 from processors.instants import now_us
 from processors.names import Loop
 from processors.outbox import events_behind
 from processors.relay import Relay
-from processors.schema import format_uuid
+from processors.schema import Line, Order, encode_order, format_uuid
 from processors.store import Store, StoreUnavailable
-from processors.webhooks import shown_id
-from tests.partners import FAILS, OK, Message, partner, until
+from processors.webhooks import make_endpoint, shown_id
+from tests.partners import FAILS, OK, SECRET, Message, partner, until
 from tests.processors.kit import House, on_postgresql, on_sqlite
 from tests.processors.test_relay import (
     _quick,  # noqa: F401 - a fixture
@@ -136,6 +138,16 @@ async def test_an_endpoint_begins_where_nothing_is_committed_in_front_of_it(hous
     assert len(shop.heard) == 1
 
 
+@on_postgresql
+async def test_a_vacuum_of_the_outbox_keeps_nobody_from_being_told(house: House) -> None:
+    """It may take hours; an ANALYZE and an index that is made beside the work hold the same."""
+    async with partner() as shop, relaying(house, endpoint(shop)):
+        with house.store.writing() as vacuum:
+            vacuum.exec_driver_sql("LOCK TABLE outbox IN SHARE UPDATE EXCLUSIVE MODE")
+            await asyncio.to_thread(reject, house)
+            await until(lambda: shop.heard)
+
+
 @on_sqlite
 async def test_cookies_are_neither_kept_nor_sent(house: House) -> None:
     async def bakes(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
@@ -209,7 +221,7 @@ async def test_what_a_stop_cuts_off_costs_no_attempt_and_is_due_at_once(
         await ready.wait()
         reject(house)
         await until(lambda: shop.heard)
-        one.stop()
+        asyncio.get_running_loop().call_soon(one.stop)  # as a signal does, in no task
         await task
         assert told(house) == [("shop", "order.rejected", "waiting", 0)]
         assert counted == []
@@ -288,3 +300,37 @@ async def test_no_answer_ends_the_relay_or_is_told_without_a_reason(
     for state, status, error in rows:
         assert state == "delivered" or status or error is None or len(error) > 10
     assert all(error is None or error.isprintable() for _, _, error in rows)
+
+
+async def test_whatever_became_of_an_order_it_is_told(house: House) -> None:
+    """Of those that can't be read there is little to tell."""
+    async with partner() as shop, relaying(house, endpoint(shop)):
+        house.put_bytes(b"\xc1", key=b"A" * 16)
+        house.put_bytes(encode_order(Order("x" * 200, [Line("S", 1)] * 100, None, {"a": "b"})))
+        house.put_bytes(b"", key=b"B" * 16)
+        house.work()
+        assert discard(house.store, b"B" * 16) == "discarded"
+        house.ring.bump_commits()
+        await until(lambda: len(told(house)) == 3)
+    states = {one.content["data"]["status"] for one in shop.heard}
+    assert states == {"dead", "rejected"}
+
+
+@on_sqlite
+async def test_nothing_of_what_may_be_secret_in_an_address_is_told_to_anybody(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "rasher.relay")
+    monkeypatch.setattr(attempts.Breaker, "TRIES", 2)
+    addresses = ("127.0.0.1:1", "no..host", "none.invalid:99", "[::1]:1")
+    wanted = [
+        make_endpoint(f"e{at}", f"http://user:hidden@{address}/?t=hidden", [SECRET], "test")
+        for at, address in enumerate(addresses)
+    ]
+    async with relaying(house, *wanted):
+        reject(house, 3)
+        await until(lambda: {row[0] for row in told(house) if row[3]} == {"e0", "e1", "e2", "e3"})
+        await until(lambda: caplog.text.count("fails again and again") == len(wanted))
+    errors = [str(row) for row in house.rows("SELECT error FROM deliveries")]
+    assert "hidden" not in "".join([caplog.text, *errors])
+    assert SECRET[6:] not in "".join([caplog.text, *errors])
