@@ -77,7 +77,8 @@ def _select() -> sa.Select[Any]:
 
 def _event(row: Any) -> Event:
     subject = row.sku.encode()
-    made = event_id(subject, row.seq, row.type)
+    # Its instant, too: other thresholds may make a sku low again without a movement in between.
+    made = event_id(subject, row.seq, f"{row.type} {row.created_us}")
     return Event(row.id, made, subject, row.seq, row.type, row.created_us)
 
 
