@@ -115,6 +115,7 @@ class Pass(Struct):
     requests_gone: bool = False
     delivery: int = 0
     deliveries_gone: bool = False
+    stock_event: int = 0
     stock_events_gone: bool = False
     orders: int = 0
     movements: int = 0
@@ -261,8 +262,8 @@ class Retention:
             old = list(takewhile(lambda event: event.created_us < one.limit_us, events))
             first = {event.order_id: event.id for event in old if not event.round}
             ids = self._can_go(connection, list(first), one.limit_us) if first else []
-            untold = subjects_waiting_for(connection, self._told_to, ids)
-            ids = [order_id for order_id in ids if order_id not in untold]
+            stay = subjects_waiting_for(connection, self._told_to, ids) | newest_order(connection)
+            ids = [order_id for order_id in ids if order_id not in stay]
         if ids:
             self._forget(one, ids, [first[order_id] for order_id in ids])
         one.event = old[-1].id if old else one.event
@@ -301,10 +302,10 @@ class Retention:
         with self._writing(self.forgetting) as connection:
             told = told_up_to(connection, self._told_to)
             place = None if told is None else told.stock_event
-            gone = forget_stock_events(connection, place, one.limit_us, rows)
+            last, gone = forget_stock_events(connection, one.stock_event, place, one.limit_us, rows)
             if gone:
                 forget_before(connection, one.limit_us)
-        one.stock_events_gone = gone < rows
+        one.stock_event, one.stock_events_gone = last or one.stock_event, last is None
 
     # ---- movements -----------------------------------------------------------------------------
 
@@ -390,6 +391,13 @@ class Fold(Struct):
     last: int
     deltas: dict[int, int]
     count: int = 0
+
+
+def newest_order(connection: Connection) -> set[bytes]:
+    """The one of the newest event, if there is any. It stays: SQLite numbers a row after the last
+    one that is there, so the next event would get a number that endpoints have left behind."""
+    newest = sa.select(sa.func.max(outbox.c.id)).scalar_subquery()
+    return set(connection.scalars(sa.select(outbox.c.order_id).where(outbox.c.id == newest)))
 
 
 def _prefix() -> sa.Select[tuple[int, int, int, int, int]]:

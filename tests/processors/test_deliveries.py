@@ -125,22 +125,22 @@ def test_the_backlog_is_what_enabled_endpoints_are_still_to_be_told(told: House)
 
 def test_an_event_of_stock_is_forgotten_when_it_is_old_and_everybody_was_told(house: House) -> None:
     house.store.commit(deliveries.enlist, [SHOP])
-    house.stock(*(house.lot(f"L{i}", "HAM", 1000, hours=-1) for i in range(3)))
+    house.stock(*(house.lot(f"L{i}", "HAM", 1000, hours=-1) for i in range(4)))
     Expirer(house.store).step()
-    first, second, third = events(house)
+    first, second, third, _ = events(house)
 
     def left() -> list[int]:
         return [row[0] for row in house.rows("SELECT id FROM stock_events ORDER BY id")]
 
     forget(house, "shop")
-    assert left() == [1, 2, 3]
+    assert left() == [1, 2, 3, 4]
     ended = [Ended(first, "delivered", attempts=1), Ended(second, "waiting", next_us=2**52)]
     house.store.commit(deliveries.record, [Told("shop", ended, Place(0, 2))])
     forget(house, "shop")
-    assert left() == [2, 3]  # one waits, one is behind
+    assert left() == [2, 3, 4]  # one waits, the others are behind
     assert third.place == 3
     forget(house)  # nobody is to be told any more
-    assert left() == [2]
+    assert left() == [2, 4]  # and the newest, whose number would be given again
     assert house.audit().ok
 
 

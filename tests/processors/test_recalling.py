@@ -22,7 +22,7 @@ from processors.store import Store, migrate
 from processors.tables import lots, movements, orders, outbox, skus
 from tests.postgres import Postgres
 from tests.processors.kit import PATIENCE_S, House
-from tests.processors.retaining import later, retention
+from tests.processors.retaining import add_newest, later, retention
 from tests.processors.test_at_once import workers
 
 
@@ -134,6 +134,7 @@ def test_retention_around_a_recall_leaves_an_audit_that_holds(house: House) -> N
     recall_lot(house.store, "a", limit=1)
     house.put(("HAM", 100))
     house.work()
+    add_newest(house)
     one = retention(house, now=later(house))
     one.forgetting.rows = one.folding.rows = 1
     while one.step():

@@ -37,7 +37,16 @@ from processors.upkeep import Upkeep
 from processors.worker import BaconWorker, Rules
 from tests.processors.kit import House, on_sqlite
 from tests.processors.left import PAYLOAD, header_of, records, write
-from tests.processors.retaining import DAYS, balances, counts, later, pass_over, retention, settle
+from tests.processors.retaining import (
+    DAYS,
+    add_newest,
+    balances,
+    counts,
+    later,
+    pass_over,
+    retention,
+    settle,
+)
 
 
 @pytest.fixture
@@ -66,10 +75,11 @@ def test_work_goes_on_from_the_opening_balances(settled: House) -> None:
     key = settled.put(("HAM", 4000))
     settled.work()
     assert settled.given(key) == [("HAM", "second", "4")]
+    add_newest(settled)
     assert settled.audit().ok
     pass_over(retention(settled, now=later(settled, 2 * DAYS)))
     assert settled.audit().ok
-    assert counts(settled) == {"orders": 1, "outbox": 1, "movements": 0}
+    assert counts(settled) == {"orders": 2, "outbox": 2, "movements": 0}
 
 
 def test_what_is_younger_than_its_time_stays(settled: House) -> None:
@@ -94,8 +104,10 @@ def test_a_dead_letter_stays_until_it_was_discarded(settled: House) -> None:
     settled.tamper(
         "UPDATE orders SET status = 'dead', reason = 'discarded', round = 1 WHERE status = 'dead'"
     )
+    newest = add_newest(settled)
     pass_over(retention(settled))
-    assert counts(settled)["orders"] == counts(settled)["outbox"] == 0
+    assert settled.rows("SELECT id FROM orders") == [(newest,)]
+    assert settled.rows("SELECT order_id FROM outbox") == [(newest,)]
 
 
 def test_an_order_that_was_replayed_goes_with_all_of_its_events(settled: House) -> None:
@@ -107,8 +119,37 @@ def test_an_order_that_was_replayed_goes_with_all_of_its_events(settled: House) 
         "INSERT INTO outbox (order_id, round, type, created_us)"
         " SELECT id, 2, 'order.allocated', committed_us FROM orders WHERE round = 2",
     )
+    newest = add_newest(settled)
     pass_over(retention(settled))
-    assert settled.rows("SELECT order_id FROM outbox") == [(b"D" * 16,)]
+    assert {row[0] for row in settled.rows("SELECT order_id FROM outbox")} == {b"D" * 16, newest}
+
+
+def test_the_newest_event_stays_so_that_no_number_is_given_again(settled: House) -> None:
+    (last,) = settled.rows("SELECT max(id) FROM outbox")
+    settled.tamper(
+        "DELETE FROM orders WHERE status = 'dead'", f"DELETE FROM outbox WHERE id = {last[0]}"
+    )
+    pass_over(retention(settled))
+    assert settled.rows("SELECT order_id FROM outbox") == [(b"E" * 16,)]
+    assert settled.audit().ok
+    settled.put(("HAM", 1))
+    settled.work()
+    assert settled.rows("SELECT max(id) FROM outbox") >= [last]
+    pass_over(retention(settled, now=later(settled, 2 * DAYS)))
+    assert settled.rows("SELECT count(*) FROM orders") == [(1,)]
+
+
+def test_the_order_of_the_newest_event_stays_also_if_that_was_a_replay(settled: House) -> None:
+    settled.tamper(
+        "UPDATE orders SET round = 1 WHERE id = CAST('BBBBBBBBBBBBBBBB' AS BLOB)",
+        "UPDATE outbox SET type = 'order.dead' WHERE order_id = CAST('BBBBBBBBBBBBBBBB' AS BLOB)",
+        "INSERT INTO outbox (order_id, round, type, created_us)"
+        " SELECT id, 1, 'order.allocated', committed_us FROM orders WHERE round = 1",
+    )
+    (last,) = settled.rows("SELECT max(id) FROM outbox")
+    pass_over(retention(settled))
+    assert settled.rows("SELECT max(id) FROM outbox") == [last]
+    assert settled.audit().ok
 
 
 def test_an_order_whose_movement_is_younger_than_the_limit_stays(settled: House) -> None:
@@ -301,6 +342,7 @@ def test_a_finished_order_that_changed_meanwhile_is_left_for_the_next_time(
 ) -> None:
     one = retention(settled)
     one.step()
+    add_newest(settled)
     before = counts(settled)
     with monkeypatch.context() as patch:
         patch.setattr(one, "_can_go", lambda *_: [b"A" * 16, b"D" * 16])
@@ -308,7 +350,7 @@ def test_a_finished_order_that_changed_meanwhile_is_left_for_the_next_time(
             one.step()
     assert counts(settled) == before
     pass_over(one)
-    assert counts(settled)["orders"] == 1
+    assert counts(settled)["orders"] == 2
 
 
 # ---- its share of a worker's time --------------------------------------------------------------
