@@ -20,6 +20,7 @@ from processors.audit_stock import stream
 from processors.events import Place
 from processors.known import forgotten_before
 from processors.places import last_place
+from processors.stock_events import stock_event_id
 from processors.tables import deliveries, endpoints, outbox, skus, stock_events
 from processors.webhooks import EVENTS, ORDER_EVENTS, STOCK_EVENTS, event_id
 
@@ -122,11 +123,16 @@ def _check_state(row: Any, report: Report) -> None:
         found.append("has failed without a reason")
     if row.type not in EVENTS:
         found.append(f"is of the unknown type {row.type}")
-    of_stock = row.type if row.type in STOCK_EVENTS else ""
-    if row.type in EVENTS and row.event_id != event_id(row.subject, row.number, of_stock):
+    if row.type in EVENTS and row.event_id != _id_of(row):
         found.append("has an id that is not its event's")
     for text in found:
         _violate(report, "delivery", row, text)
+
+
+def _id_of(row: Any) -> bytes:
+    if row.type in STOCK_EVENTS:
+        return stock_event_id(row.subject, row.number, row.type, row.created_us)
+    return event_id(row.subject, row.number)
 
 
 def _check_event(row: Any, event: Told | None, standing: Standing, report: Report) -> None:

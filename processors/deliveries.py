@@ -206,6 +206,19 @@ def subjects_waiting_for(
     return set().union(*(subjects_waiting(connection, name, subjects) for name in enabled.all()))
 
 
+def waiting_events(connection: Connection, event_ids: Sequence[bytes]) -> set[bytes]:
+    """Those that wait for any endpoint."""
+    if not event_ids:
+        return set()
+    return set(
+        connection.scalars(
+            sa.select(deliveries.c.event_id).where(
+                deliveries.c.event_id.in_(event_ids), deliveries.c.state == "waiting"
+            )
+        )
+    )
+
+
 def forget_deliveries(
     connection: Connection, behind: int, before_us: int, count: int
 ) -> int | None:

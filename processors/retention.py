@@ -121,6 +121,7 @@ class Pass(Struct):
     requests_gone: bool = False
     delivery: int = 0
     deliveries_gone: bool = False
+    stock_event: int = 0
     stock_events_gone: bool = False
     orders: int = 0
     movements: int = 0
@@ -308,10 +309,10 @@ class Retention:
         with self._writing(self.forgetting) as connection:
             told = told_up_to(connection, self._told_to)
             place = None if told is None else told.stock_event
-            gone = forget_stock_events(connection, place, one.limit_us, rows)
+            last, gone = forget_stock_events(connection, one.stock_event, place, one.limit_us, rows)
             if gone:
                 forget_before(connection, one.limit_us)
-        one.stock_events_gone = gone < rows
+        one.stock_event, one.stock_events_gone = last or one.stock_event, last is None
 
     # ---- movements -----------------------------------------------------------------------------
 

@@ -8,11 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from processors.deliveries import waiting_events
 from processors.events import Event
 from processors.posting import STOCK_LOW
 from processors.quantity import format_quantity
 from processors.schema import format_instant
-from processors.tables import deliveries, lots, skus, stock_events
+from processors.tables import lots, skus, stock_events
 from processors.webhooks import event_id
 
 
@@ -29,44 +30,42 @@ def stock_events_behind(connection: Connection, place: int, end: int, count: int
 
 def data_of(connection: Connection, events: Sequence[Event]) -> dict[bytes, dict[str, Any]]:
     """What is told of them, by their ids; without those that are not kept any more."""
-    wanted = {(one.subject.decode(), one.number) for one in events}
-    if not wanted:
+    if not events:
         return {}
+    # Not by pairs of both, for which SQLite would read every event that there is.
     rows = connection.execute(
-        _select().where(sa.tuple_(skus.c.sku, stock_events.c.seq).in_(sorted(wanted)))
+        _select().where(
+            skus.c.sku.in_({one.subject.decode() for one in events}),
+            stock_events.c.seq.in_({one.number for one in events}),
+        )
     )
-    return {_event(row).id: _data(row) for row in rows}
+    found = {_event(row).id: _data(row) for row in rows}
+    return {one.id: found[one.id] for one in events if one.id in found}
 
 
 def forget_stock_events(
-    connection: Connection, told: int | None, before_us: int, count: int
-) -> int:
-    """Removes at most so many that are older and that everybody was told of, `told` being up to
-    where (None: there is nobody) -> how many. Never the newest: its number would be given out once
-    more, and lie in front of what endpoints were told."""
-    # Those that still wait for somebody, whose subject is the sku.
-    sku: sa.ColumnElement[Any] = sa.cast(skus.c.sku, sa.LargeBinary)
-    if connection.dialect.name == "postgresql":
-        sku = sa.func.convert_to(skus.c.sku, "UTF8")
-    waits = sa.exists().where(
-        deliveries.c.subject == sku,
-        deliveries.c.number == stock_events.c.seq,
-        sa.text("deliveries.state = 'waiting'"),
-    )
-    newest = sa.select(sa.func.max(stock_events.c.id)).scalar_subquery()
+    connection: Connection, behind: int, told: int | None, before_us: int, count: int
+) -> tuple[int | None, int]:
+    """Removes of the next so many, up to where everybody was told (None: there is nobody), those
+    that are older and that nobody waits for; the newest stays, see `newest_order` of retention ->
+    the last one (None: those that follow are younger), and how many are gone."""
     query = (
-        sa.select(stock_events.c.id)
+        sa.select(stock_events, skus.c.sku)
         .join(skus, skus.c.id == stock_events.c.sku_id)
-        .where(stock_events.c.created_us < before_us, ~waits, stock_events.c.id < newest)
+        .where(stock_events.c.id > behind)
         .order_by(stock_events.c.id)
         .limit(count)
     )
     if told is not None:
         query = query.where(stock_events.c.id <= told)
-    ids = list(connection.scalars(query))
-    if ids:
-        connection.execute(sa.delete(stock_events).where(stock_events.c.id.in_(ids)))
-    return len(ids)
+    rows = connection.execute(query).all()
+    newest = connection.scalar(sa.select(sa.func.max(stock_events.c.id)))
+    old = [_event(row) for row in rows if row.created_us < before_us and row.id != newest]
+    waiting = waiting_events(connection, [one.id for one in old])
+    places = [one.place for one in old if one.id not in waiting]
+    if places:
+        connection.execute(sa.delete(stock_events).where(stock_events.c.id.in_(places)))
+    return rows[-1].id if old and len(rows) == count else None, len(places)
 
 
 def _select() -> sa.Select[Any]:
@@ -77,9 +76,15 @@ def _select() -> sa.Select[Any]:
     )
 
 
+def stock_event_id(sku: bytes, number: int, event_type: str, created_us: int) -> bytes:
+    """The same for ever. Its instant, too: other thresholds may make a sku low again without a
+    movement in between."""
+    return event_id(sku, number, f"{event_type} {created_us}")
+
+
 def _event(row: Any) -> Event:
     subject = row.sku.encode()
-    made = event_id(subject, row.seq, row.type)
+    made = stock_event_id(subject, row.seq, row.type, row.created_us)
     return Event(row.id, made, subject, row.seq, row.type, row.created_us)
 
 

@@ -77,11 +77,11 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else "")
 
 
-def event_id(subject: bytes, number: int, event_type: str = "") -> bytes:
+def event_id(subject: bytes, number: int, kind: str = "") -> bytes:
     """16 bytes, the same for ever: of an order's outcome its id and round, of stock the sku, its
-    movement's number, and the type."""
+    movement's number, and which event that is."""
     digest = blake2b(
-        number.to_bytes(8, "big") + event_type.encode() + b"\0" + subject,
+        number.to_bytes(8, "big") + kind.encode() + b"\0" + subject,
         digest_size=16,
         person=b"rasher.event",
     ).digest()

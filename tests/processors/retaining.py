@@ -39,7 +39,8 @@ def balances(house: House) -> list[tuple[Any, ...]]:
 
 
 def settle(house: House) -> House:
-    """Orders of every outcome, lots in use, spent and untouched, an adjustment between orders."""
+    """Orders of every outcome, lots in use, spent and untouched, an adjustment between orders. The
+    newest is a dead letter, which stays as long as it is one."""
     house.stock(
         house.lot("first", "HAM", 1000, hours=1),
         house.lot("second", "HAM", 5000, hours=2),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from processors import expiring
+from processors import deliveries, expiring
 from processors.cancelling import Canceller
+from processors.deliveries import Ended, Told
+from processors.events import Place
 from processors.expiring import Expirer
 from processors.inventory import adjust_lot
 from processors.low_stock import set_thresholds
 from processors.recalling import recall_lot
 from processors.schema import Adjustment
+from processors.stock_events import data_of, stock_events_behind
 from processors.thresholds import ThresholdError, read_thresholds
+from processors.webhooks import Endpoint
 from tests.processors.kit import HOUR_US, House
 
 
@@ -147,3 +151,18 @@ def test_thresholds_of_the_file_are_quantities_by_sku() -> None:
 def test_a_threshold_that_is_none_is_refused_by_name(table: object, text: str) -> None:
     with pytest.raises(ThresholdError, match=text):
         read_thresholds(table, "f")
+
+
+def test_each_time_that_it_is_low_is_an_event_of_its_own(watched: House) -> None:
+    order(watched, 6000)
+    set_thresholds(watched.store, {})
+    set_thresholds(watched.store, {"HAM": 5000})  # low once more, and nothing has moved
+    with watched.store.reading() as connection:
+        told = stock_events_behind(connection, 0, 2, 9)
+        data = data_of(connection, told)
+    assert len(data) == len({one.id for one in told}) == 2
+    shop = Endpoint("shop", "http://127.0.0.1:1/", (bytes(32),))
+    watched.store.commit(deliveries.enlist, [shop], Place(0, 0))
+    ended = [Ended(one, "delivered", attempts=1) for one in told]
+    watched.store.commit(deliveries.record, [Told("shop", ended, Place(0, 2))])
+    is_sound(watched)
