@@ -163,6 +163,6 @@ def test_each_time_that_it_is_low_is_an_event_of_its_own(watched: House) -> None
     assert len(data) == len({one.id for one in told}) == 2
     shop = Endpoint("shop", "http://127.0.0.1:1/", (bytes(32),))
     watched.store.commit(deliveries.enlist, [shop], Place(0, 0))
-    ended = [Ended(one, "delivered", attempts=1) for one in told]
+    ended = [Ended(one, "delivered", attempts=1, first_us=5, status=200) for one in told]
     watched.store.commit(deliveries.record, [Told("shop", ended, Place(0, 2))])
     is_sound(watched)
