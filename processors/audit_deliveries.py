@@ -60,7 +60,7 @@ def audit_deliveries(connection: Connection, report: Report) -> None:
     )
     for subject, of_subject in groupby(rows, key=lambda row: row.subject):
         found = [*of_orders.of(subject), *of_stock.of(subject)]
-        there = {(event.number, event.type): event for event in found}
+        there = {(event.number, event.type, event.created_us): event for event in found}
         for name, of_endpoint in groupby(of_subject, key=lambda row: row.endpoint):
             standing, queue = Standing(places.get(name), forgotten_us), Queue(report)
             for row in of_endpoint:
@@ -68,7 +68,8 @@ def audit_deliveries(connection: Connection, report: Report) -> None:
                 report.counts[f"deliveries {row.state}"] += 1
                 _check_state(row, report)
                 if row.type in EVENTS:
-                    _check_event(row, there.get((row.number, row.type)), standing, report)
+                    event = there.get((row.number, row.type, row.created_us))
+                    _check_event(row, event, standing, report)
                 queue.next(row, standing)
     of_orders.rest()
     of_stock.rest()
@@ -136,7 +137,7 @@ def _id_of(row: Any) -> bytes:
 
 
 def _check_event(row: Any, event: Told | None, standing: Standing, report: Report) -> None:
-    if event is None or event.created_us != row.created_us:
+    if event is None:
         if row.created_us < standing.forgotten_us:
             report.counts["deliveries of forgotten orders"] += 1
         else:
