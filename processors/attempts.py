@@ -242,6 +242,7 @@ class Breaker:
 
     def __init__(self) -> None:
         self._failures = 0
+        self._since_s = 0.0
         self._until_s = 0.0
         self._pauses = self._make_pauses()
 
@@ -249,6 +250,10 @@ class Breaker:
     def tripped(self) -> bool:
         """At most one at a time is to be sent."""
         return self._failures >= self.TRIES
+
+    def failing_s(self, now_s: float) -> float:
+        """For how long it has failed without a success between, as far as was seen here."""
+        return now_s - self._since_s if self._failures else 0.0
 
     def left_s(self, now_s: float) -> float:
         """Until something may be sent; 0: now."""
@@ -260,6 +265,7 @@ class Breaker:
             self._failures = 0
             self._pauses = self._make_pauses()
             return
+        self._since_s = self._since_s if self._failures else now_s
         self._failures += 1
         if self.tripped and now_s >= self._until_s:
             self._until_s = now_s + next(self._pauses)

@@ -99,7 +99,17 @@ def enlist(connection: Connection, wanted: Sequence[Endpoint], end: Place) -> di
             connection.execute(
                 sa.update(endpoints).where(endpoints.c.name == one.name).values(changed)
             )
+            give_time(connection, one.name)
     return standings(connection)
+
+
+def give_time(connection: Connection, name: str) -> None:
+    """What waits for an endpoint that is enabled again has its whole time from then on."""
+    connection.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.endpoint == name, sa.text("state = 'waiting'"))
+        .values(first_us=None)
+    )
 
 
 def _fail_waiting(connection: Connection, name: str, now: int) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.engine import Connection
 
-from processors.deliveries import set_turn
+from processors.deliveries import give_time, set_turn
 from processors.events import OF_STOCK, Place
 from processors.instants import now_us
 from processors.outbox import events_behind
@@ -171,6 +171,7 @@ def enable(connection: Connection, name: str) -> bool:
     found = connection.execute(
         sa.update(endpoints).where(endpoints.c.name == name).values(disabled_us=None, why=None)
     )
+    give_time(connection, name)
     return bool(found.rowcount)
 
 

@@ -257,7 +257,10 @@ class Courier:
         return one
 
     async def _give_up_old(self) -> bool:
-        """What is behind the cursor while nothing is sent is not kept for ever."""
+        """What is behind the cursor while nothing is sent is not kept for ever. Age alone is no
+        reason: nobody may have tried to tell of it, for this process or the endpoint was away."""
+        if self._breaker.failing_s(time.monotonic()) < GIVE_UP_S:
+            return False
         one = await self._read(0, ROUND)
         oldest_us = now_us() - GIVE_UP_S * SECOND_US
         new = [item.event for item in one.items if item.due is None]

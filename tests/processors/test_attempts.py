@@ -219,6 +219,10 @@ def test_a_breaker_opens_lets_one_probe_through_and_waits_longer_each_time() -> 
         waits.append(breaker.left_s(now))
     assert waits[:3] == [60, 120, 240]
     assert waits[-1] == Breaker.OPEN_S_MAX
+    assert breaker.failing_s(now) == now - 100
     breaker.note(now, delivered=True)
     assert not breaker.tripped
     assert breaker.left_s(now) == 0
+    assert breaker.failing_s(now + 1) == 0
+    breaker.note(now + 2, delivered=False)
+    assert breaker.failing_s(now + 5) == 3

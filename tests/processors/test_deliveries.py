@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from processors import deliveries
 from processors.deliveries import Ended, Told
-from processors.delivery_list import backlog, resend
+from processors.delivery_list import backlog, enable, resend
 from processors.events import Event, Place
 from processors.expiring import Expirer
 from processors.outbox import events_behind
@@ -280,6 +280,20 @@ def test_an_event_of_stock_is_forgotten_when_it_is_old_and_everybody_was_told(ho
     forget(house)  # nobody is to be told any more, and the newest stays
     assert left() == [2, 4]
     assert house.audit().ok
+
+
+@pytest.mark.parametrize("how", ["enabled", "url"])
+def test_what_waits_for_an_endpoint_has_its_time_anew_when_that_is_enabled(
+    told: House, story: list[Event], how: str
+) -> None:
+    told.tamper("UPDATE deliveries SET first_us = 5")
+    if how == "enabled":
+        assert told.store.commit(enable, "shop")
+    else:
+        moved = Endpoint("shop", "http://127.0.0.1:3/", SHOP.secrets)
+        told.store.commit(deliveries.enlist, [moved, BANK], Place(0, 0))
+    rows = told.rows("SELECT first_us FROM deliveries ORDER BY id")
+    assert rows == [(5,), (5,), (None,), (None,)]
 
 
 def test_a_changed_url_enables_and_a_new_endpoint_begins_at_the_end(told: House) -> None:

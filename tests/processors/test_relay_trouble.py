@@ -148,6 +148,37 @@ async def test_a_vacuum_of_the_outbox_keeps_nobody_from_being_told(house: House)
             await until(lambda: shop.heard)
 
 
+@pytest.mark.parametrize("gives_up", [False, True])
+@on_sqlite
+async def test_what_is_old_is_given_up_only_when_its_endpoint_has_failed_for_as_long(
+    house: House, monkeypatch: pytest.MonkeyPatch, gives_up: bool
+) -> None:
+    """It is old for nobody ran, or the endpoint was disabled."""
+    monkeypatch.setattr(attempts.Breaker, "OPEN_S_MIN", 0.2)
+    monkeypatch.setattr(relay, "GIVE_UP_S", 0.1 if gives_up else attempts.GIVE_UP_S)
+    well = False
+
+    async def fails(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        return OK if well else FAILS
+
+    async with partner(fails) as shop:
+        house.store.commit(deliveries.enlist, [endpoint(shop)], Place(0, 0))
+        reject(house, 100)  # more than are tried before it is left alone
+        house.tamper("UPDATE outbox SET created_us = 5")
+        async with relaying(house, endpoint(shop)) as one:
+            await until(lambda: len(told(house)) >= relay.ROUND)
+            count = len(shop.heard)
+            await until(lambda: len(shop.heard) > count)  # the first probe
+            if gives_up:
+                await until(lambda: ("shop", "order.rejected", "failed", 0) in told(house))
+            else:
+                well = True
+                await until(lambda: [row[2] for row in told(house)] == ["delivered"] * 100)
+            one.stop()
+    errors = {row[0] for row in house.rows("SELECT error FROM deliveries WHERE attempts = 0")}
+    assert errors - {None} == ({relay.NOT_SENT} if gives_up else set())
+
+
 @on_sqlite
 async def test_cookies_are_neither_kept_nor_sent(house: House) -> None:
     async def bakes(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
