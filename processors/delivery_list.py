@@ -139,12 +139,13 @@ class Backlog(NamedTuple):
     oldest_s: float
 
 
-def backlog(store: Store, told: Sequence[str]) -> Backlog:
-    """`told`: the endpoints that the settings have and do not disable. Raises StoreUnavailable."""
+def backlog(store: Store, told: Sequence[str] | None = None) -> Backlog:
+    """`told`: the endpoints that the settings have and do not disable, if they are known. Raises
+    StoreUnavailable."""
     columns = deliveries.c
-    enabled = sa.select(endpoints).where(
-        endpoints.c.name.in_(told), endpoints.c.disabled_us.is_(None)
-    )
+    enabled = sa.select(endpoints).where(endpoints.c.disabled_us.is_(None))
+    if told is not None:
+        enabled = enabled.where(endpoints.c.name.in_(told))
     with store.reading() as connection:
         rows = connection.execute(enabled).all()
         if not rows:

@@ -31,8 +31,10 @@ def _stored(connection: Connection) -> dict[str, int]:
 
 
 def _set(connection: Connection, thresholds: Mapping[str, int]) -> None:
-    # Locked in the order of their ids, as everybody does.
-    connection.execute(sa.select(skus.c.id).order_by(skus.c.id).with_for_update()).all()
+    if connection.dialect.name != "sqlite":
+        # Waits for all who are changing stock, and lets nobody begin: locks on the rows would miss
+        # a sku that somebody is just making, by the thresholds of before.
+        connection.execute(sa.text("LOCK TABLE skus IN EXCLUSIVE MODE"))
     connection.execute(sa.delete(low_stock))
     if thresholds:
         rows = [{"sku": sku, "below": least} for sku, least in thresholds.items()]

@@ -54,8 +54,10 @@ REFUSED = re.compile(
     r"authentication failed|(role|database) \".*\" does not exist|pg_hba\.conf|"
     r"no password supplied|not permitted to log in|permission denied for database"
 )
-UNDEFINED_TABLE = "42P01"
-NOT_MIGRATED = re.compile(rf'"({"|".join(tables.metadata.tables)})"')
+NOT_MIGRATED = {
+    "42P01": re.compile(rf'"({tables.ANY_TABLE})"'),
+    "42703": re.compile(rf"column ({tables.ANY_COLUMN}) does not exist"),
+}
 UNIQUE_VIOLATION = "23505"
 OF_ONE_WINNER = frozenset({"orders_pkey", "skus_sku_key", "lots_lot_id_key", "requests_pkey"})
 # By code, else by the class of the code: what the server's state explains, not the statement.
@@ -154,7 +156,7 @@ class Postgres:
             return Verdict.UNAVAILABLE if isinstance(error, psycopg.OperationalError) else None
         if code == UNIQUE_VIOLATION and error.diag.constraint_name in OF_ONE_WINNER:
             return Verdict.CONTENDED
-        if code == UNDEFINED_TABLE and NOT_MIGRATED.search(str(error)):
+        if code in NOT_MIGRATED and NOT_MIGRATED[code].search(str(error)):
             return Verdict.UNAVAILABLE
         return VERDICTS.get(code) or VERDICTS.get(code[:2])
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from processors.flags import BY_NAME, NUMBERS, Flag
-from processors.quantity import QuantityError
+from processors.quantity import QuantityError, format_quantity
 from processors.thresholds import threshold
 
 MULTIPLES = {"slot-bytes": 64, "segment-bytes": 4096}
@@ -39,6 +39,8 @@ def check(flag: Flag, given: Given) -> Value:
     """-> the value in its type and range, or SettingsError."""
     if flag.kind in NUMBERS:
         return check_number(flag, given)
+    if flag.name == "low-stock":
+        return check_low_stock(given)
     text = given.value
     if not isinstance(text, str) or not text or "\0" in text:
         where = f"--{flag.name}" if flag.name in SECRET else given.where
@@ -160,16 +162,15 @@ def check_processor(given: Given, text: str) -> str:
     return text
 
 
-def check_low_stock(given: Given, text: str) -> str:
+def check_low_stock(given: Given) -> str:
+    """A file may have it as a number, too."""
     try:
-        threshold(text)
+        return format_quantity(threshold(given.value))
     except QuantityError as error:
         raise SettingsError(f"{given.where}: {error.detail}") from error
-    return text
 
 
 CHECKS = {
-    "low-stock": check_low_stock,
     "host": check_host,
     "keys": check_file,
     "ssl-certfile": check_file,

@@ -301,7 +301,9 @@ def read_file(path: str | None, table: dict[str, Any]) -> dict[str, Given]:
             raise SettingsError(f"{file}: no such key: {key}{guess(key, BY_NAME)}")
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise SettingsError(f"{key} in {file} must be {describe(key)}")
-        given[key] = Given(value, f"{key} = {value} in {file} (--{key})")
+        # Python refuses to write very long numbers out.
+        shown = "…" if isinstance(value, int) and abs(value) >= 10**18 else value
+        given[key] = Given(value, f"{key} = {shown} in {file} (--{key})")
     return given
 
 

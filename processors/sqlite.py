@@ -63,7 +63,9 @@ BROKEN_CODES = frozenset(
         sqlite3.SQLITE_IOERR_TRUNCATE,
     }
 )
-NOT_MIGRATED = re.compile(rf"no such table: (main\.)?({'|'.join(tables.metadata.tables)})$")
+NOT_MIGRATED = re.compile(
+    rf"no such (table: (main\.)?({tables.ANY_TABLE})|column: ({tables.ANY_COLUMN}))$"
+)
 
 
 class Sqlite:

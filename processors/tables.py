@@ -311,3 +311,9 @@ meta = sa.Table(
     sqlite_with_rowid=False,
     sqlite_strict=True,
 )
+
+# Patterns for errors that name one of these, which a database of before its migration has not.
+ANY_TABLE = "|".join(metadata.tables)
+ANY_COLUMN = "|".join(
+    rf"{table.name}\.{column.name}" for table in metadata.tables.values() for column in table.c
+)

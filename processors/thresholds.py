@@ -44,6 +44,8 @@ def threshold(value: Any) -> int:
         return above_zero(thousandths_of_text(value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise QuantityError('must be a quantity, as in "12.5"')
+    if isinstance(value, int):  # not written out first, which Python refuses for very long ones
+        return above_zero(1000 * value)
     return above_zero(thousandths_of_number(repr(value)))
 
 

@@ -52,6 +52,7 @@ TAMPERED_STOCK = [
     ),
     ("stock-events", "were available", "UPDATE stock_events SET quantity=5 WHERE type='stock.low'"),
     ("stock-events", "were available", "UPDATE stock_events SET below=1 WHERE type='stock.low'"),
+    ("stock-events", "were available", "UPDATE stock_events SET below=NULL"),
     ("stock-events", "to come yet", "UPDATE stock_events SET seq = 99 WHERE type = 'stock.low'"),
     ("stock-events", "belongs to no sku", "UPDATE stock_events SET sku_id = 99"),
 ]
@@ -93,3 +94,18 @@ def test_a_rule_that_is_broken_is_named(
     report = sour.audit()
     found = [one.detail for one in report.violations if one.rule == rule]
     assert any(detail in text for text in found), list(report.lines())
+
+
+@pytest.mark.parametrize("order", [["a", "b", "c"], ["c", "b", "a"], ["b", "c", "a"]])
+def test_recalls_without_a_movement_in_between_may_come_in_any_order(
+    house: House, order: list[str]
+) -> None:
+    house.stock(*(house.lot(name, "HAM", at * 1000) for at, name in enumerate("abc", 1)))
+    house.tamper("UPDATE skus SET low_below = 5000")
+    for name in order:
+        recall_lot(house.store, name, limit=1)
+    report = house.audit()
+    assert report.ok, list(report.lines())
+    assert report.counts["stock events"] == 1
+    house.tamper("UPDATE stock_events SET quantity = 6001")
+    assert not house.audit().ok

@@ -111,4 +111,4 @@ async def test_one_that_speaks_no_tls_is_told_so(house: House) -> None:
         async with relaying(house, endpoint(shop, url=f"https://127.0.0.1:{port}/")):
             reject(house)
             (error,) = await errors_until_tried_again(house)
-    assert error.startswith("ConnectError: [SSL: ")
+    assert error.startswith("no connection: [SSL: ")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import closing
+
 import pytest
 
 from processors import deliveries, expiring
@@ -9,14 +12,15 @@ from processors.cancelling import Canceller
 from processors.deliveries import Ended, Told
 from processors.events import Place
 from processors.expiring import Expirer
-from processors.inventory import adjust_lot
+from processors.inventory import adjust_lot, enter_lot
 from processors.low_stock import set_thresholds
 from processors.recalling import recall_lot
 from processors.schema import Adjustment
 from processors.stock_events import data_of, stock_events_behind
+from processors.store import Store
 from processors.thresholds import ThresholdError, read_thresholds
 from processors.webhooks import Endpoint
-from tests.processors.kit import HOUR_US, House
+from tests.processors.kit import HOUR_US, House, on_postgresql, until
 
 
 @pytest.fixture
@@ -144,6 +148,9 @@ def test_thresholds_of_the_file_are_quantities_by_sku() -> None:
         ({"A": "1.0001"}, "at most 3 decimals"),
         ({"A": 0}, "must be more than 0"),
         ({"A": 10**10}, "at most 1000000000"),
+        ({"A": 16**5000}, "at most 1000000000"),
+        ({"A": -(16**5000)}, "must be more than 0"),
+        ({"A": float("nan")}, "at most 3 decimals"),
         ({"A B": 1}, "'A B' is no sku"),
         ({f"S{i}": 1 for i in range(10_001)}, "10001 skus: at most 10000"),
     ],
@@ -166,3 +173,21 @@ def test_each_time_that_it_is_low_is_an_event_of_its_own(watched: House) -> None
     ended = [Ended(one, "delivered", attempts=1, first_us=5, status=200) for one in told]
     watched.store.commit(deliveries.record, [Told("shop", ended, Place(0, 2))])
     is_sound(watched)
+
+
+@on_postgresql
+def test_a_sku_that_is_made_beside_new_thresholds_has_the_new_one(house: House) -> None:
+    other = Store.open(house.url)
+    setting = threading.Thread(target=set_thresholds, args=(house.store, {"": 5000}))
+
+    def waits() -> bool:
+        return house.rows("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)]
+
+    with closing(other), other.writing() as connection:
+        enter_lot(connection, house.lot("a", "HAM", 9000))
+        setting.start()
+        until(lambda: waits() or not setting.is_alive(), "the thresholds wait, or are set")
+    setting.join()
+    assert house.rows("SELECT low_below FROM skus") == [(5000,)]
+    order(house, 6000)
+    assert low(house) == [("HAM", 3000, 5000)]

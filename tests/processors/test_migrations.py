@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,11 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import Connection
 
+from processors import lots_verb
 from processors.audit import run_audit
 from processors.expiring import Expirer
 from processors.migrate import FOLDER
+from processors.settings import Settings
 from processors.store import Store, migrate
 from tests.postgres import Postgres
 
@@ -57,13 +59,17 @@ def at_0007(url: str) -> Iterator[Connection]:
         store.close()
 
 
-def test_stock_of_before_is_summed_up_and_expires(database: str) -> None:
+def fill(database: str) -> None:
     with at_0007(database) as connection:
         text = OF_0007
         if connection.dialect.name == "postgresql":
             text = text.replace("x'00'", "'\\x00'::bytea")
         for statement in filter(str.strip, text.split(";")):
             connection.exec_driver_sql(statement)
+
+
+def test_stock_of_before_is_summed_up_and_expires(database: str) -> None:
+    fill(database)
     migrate(database)
     store = Store.open(database)
     with store.reading() as connection:
@@ -84,6 +90,22 @@ def test_stock_of_before_is_summed_up_and_expires(database: str) -> None:
     store.close()
     assert report.ok, list(report.lines())
     assert report.counts["lots expired"] == 1
+
+
+@pytest.mark.parametrize("words", [["list"], ["adjust", "old", "1", "--reason", "count"]])
+def test_before_it_the_stock_is_not_available(
+    database: str, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(database)
+    assert lots_verb.main(Settings(str(tmp_path), database), words) == 1
+    assert "the database is not available: " in capsys.readouterr().err
+
+
+def test_before_it_a_mistake_in_a_statement_is_still_one(database: str) -> None:
+    fill(database)
+    store = Store.open(database)
+    with closing(store), pytest.raises(sa.exc.DBAPIError), store.reading() as connection:
+        connection.exec_driver_sql("SELECT skus.nonsense FROM skus")
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

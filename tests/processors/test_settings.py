@@ -136,6 +136,9 @@ def test_the_file_may_have_another_name_and_must_exist_then() -> None:
         ("capacity = true", "capacity in rasher.toml must be 1 to 1,000,000 slots (--capacity)"),
         ("capacity = [1]", "capacity in rasher.toml must be 1 to 1,000,000 slots (--capacity)"),
         ("[ring]\ncapacity = 1", "rasher.toml: no such key: ring"),
+        ("low-stock = 0", "low-stock = 0 in rasher.toml (--low-stock): must be more than 0"),
+        (f"low-stock = 0x{'f' * 5000}", "low-stock = … in rasher.toml (--low-stock): must be at"),
+        (f"port = 0x{'f' * 5000}", "port = … in rasher.toml (--port): out of range"),
         ("capacity = 0", "capacity = 0 in rasher.toml (--capacity): out of range, must be "),
         ("capacity = 1.5", "capacity = 1.5 in rasher.toml (--capacity): must be a whole number"),
         ("full-timeout = nan", "full-timeout = nan in rasher.toml (--full-timeout): must be a num"),
@@ -146,6 +149,12 @@ def test_the_file_may_have_another_name_and_must_exist_then() -> None:
 def test_a_bad_file_is_refused_with_its_reason(text: str, reason: str) -> None:
     Path("rasher.toml").write_text(text)
     assert refusal().startswith(reason)
+
+
+@pytest.mark.parametrize("text", ["'12.5'", "12.5", "'12.500'"])
+def test_low_stock_is_a_text_or_a_number(text: str) -> None:
+    Path("rasher.toml").write_text(f"low-stock = {text}\n[low-stock-of]\nHAM = 3\n")
+    assert settings().stock.thresholds == {"": 12500, "HAM": 3000}
 
 
 def test_an_unknown_variable_is_refused_with_a_guess() -> None:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from processors import deliveries
 from processors.datadir import hold_data_dir, pid_path, write_link
@@ -19,7 +18,7 @@ from processors.events import Place
 from processors.instants import now_us
 from processors.journal import journal_dir, make_journal_dir
 from processors.schema import parse_instant
-from processors.settings import Settings, WebhookSettings
+from processors.settings import Settings
 from processors.status import (
     DatabaseState,
     JournalState,
@@ -192,7 +191,6 @@ def test_dead_letters_and_what_is_still_to_be_told_are_counted(
     house: House, settings: Settings
 ) -> None:
     shop = Endpoint("shop", "http://h/", (b"s" * 24,))
-    settings = replace(settings, webhooks=WebhookSettings(endpoints=(shop,)))
     assert look_at_database(settings, PATIENCE_S) == DatabaseState(0, 0, 0.0)
     house.store.commit(deliveries.enlist, [shop], Place(0, 0))
     house.put_bytes(b"no order")

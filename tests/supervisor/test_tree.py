@@ -364,7 +364,7 @@ def test_a_locked_database_is_waited_for_while_orders_are_taken(
     [
         (["--capacity", "0"], "--capacity 0: out of range, must be 1 to 1,000,000 slots"),
         (["--capacti", "5"], "--capacti: no such flag, did you mean --capacity?"),
-        (["dance"], "dance: no such verb, there are audit, backup, ring, lots, dead-letters, keys"),
+        (["dance"], "dance: no such verb, there are audit, backup, status, ring, lots, "),
         (["--processor", "no.such:thing"], "--processor no.such:thing: ModuleNotFoundError: "),
         (["--processor", "json:decoder"], "--processor json:decoder: it is not callable"),
     ],
