@@ -6,8 +6,7 @@ movements, balances and the skus' rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -42,10 +41,6 @@ BEHIND_LAST = sa.tuple_(lots.c.expires_us, lots.c.received_us, lots.c.lot_id) > 
     sa.bindparam("received", type_=lots.c.received_us.type),
     sa.bindparam("lot", type_=lots.c.lot_id.type),
 )
-
-
-# What lots of a sku have that expired since somebody noted such (processors/expiring.py).
-Lately = Callable[[str], int]
 
 
 class Locked(NamedTuple):
@@ -157,28 +152,21 @@ class Allocator:
         if transaction.dialect.name != "sqlite":
             # The locks may have been waited for: nobody may have used a later moment before.
             moment_us = max(moment_us, now_us())
-        shelves = {
-            one.sku: Shelf(self._reader(transaction, one.number, moment_us), one.available)
-            for one in locked
-        }
+        shelves = {one.sku: self._shelf(transaction, one, moment_us) for one in locked}
         verdicts = allocate(shelves, (work.order for work in orders))
         postings = Postings(locked, moment_us)
         for work, verdict in zip(orders, verdicts, strict=True):
             postings.add(work.order_id, verdict.portions)
         self._write(transaction, postings)
-        lately = self._lately(transaction, locked, moment_us)
-        return [_outcome(verdict, lately) for verdict in verdicts]
+        return [_outcome(verdict) for verdict in verdicts]
 
-    def _lately(self, transaction: Connection, locked: list[Locked], moment_us: int) -> Lately:
-        """Asked only for a sku of which an order wanted too much."""
-        numbers = {one.sku: one.number for one in locked}
-
-        @cache
-        def lately(sku: str) -> int:
-            (row,) = self._expired_lately.all(transaction, (numbers[sku], moment_us))
+    def _shelf(self, transaction: Connection, one: Locked, moment_us: int) -> Shelf:
+        def lately() -> int:
+            """What lots have that expired since somebody noted such (processors/expiring.py)."""
+            (row,) = self._expired_lately.all(transaction, (one.number, moment_us))
             return int(row[0] or 0)
 
-        return lately
+        return Shelf(self._reader(transaction, one.number, moment_us), one.available, lately)
 
     def _write(self, transaction: Connection, postings: Postings) -> None:
         self._set_sku.many(transaction, postings.sku_rows())
@@ -202,14 +190,13 @@ class Allocator:
         return read
 
 
-def _outcome(verdict: Verdict, lately: Lately) -> Outcome:
+def _outcome(verdict: Verdict) -> Outcome:
     lack = verdict.lack
     if verdict.reason is None or lack is None:
         return ALLOCATED
     if verdict.reason == UNKNOWN_SKU:
         return Outcome.rejected(UNKNOWN_SKU, f"no lot of {lack.sku} was ever entered")
-    left = format_quantity(lack.left if lack.exact else lack.left - lately(lack.sku))
-    wanted = format_quantity(lack.wanted)
+    wanted, left = format_quantity(lack.wanted), format_quantity(lack.left)
     detail = f"{wanted} of {lack.sku} wanted, {left} available"
     return Outcome.rejected(verdict.reason, detail)
 

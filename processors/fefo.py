@@ -5,8 +5,8 @@ skus in the order of use: expires_us, received_us, lot id (text by its bytes). A
 `expires_us <= moment` is never used.
 
 A shelf reads its lots as far as orders reach, and knows beforehand how much they have together: so
-the cost follows what is given out, also for an order that wants too much, and not what a sku has in
-stock, let alone what it ever had.
+the cost follows what is given out, also for an order that wants too much of one of its skus, and
+not what a sku has in stock, let alone what it ever had.
 """
 
 from __future__ import annotations
@@ -41,18 +41,16 @@ class Portion(NamedTuple):
 
 
 class Lack(NamedTuple):
-    """Of which sku an order wanted more than there was, or which there never was; thousandths.
-    `left`: at most so much was there; `exact`: it was all there was."""
+    """Of which sku an order wanted more than there was, or which there never was; thousandths."""
 
     sku: str
     wanted: int
     left: int
-    exact: bool
 
 
 class Verdict(Struct, frozen=True):
     """Of one order: its portions (line by line, in the order of use), or the reason of refusal and
-    the first line for which it holds."""
+    a line for which it holds."""
 
     portions: list[Portion]
     reason: str | None = None
@@ -67,32 +65,45 @@ ReadLots = Callable[[StockedLot | None], Iterable[StockedLot]]
 class Shelf:
     """What is left of one sku's stock, lots read in as they are needed.
 
-    `total`: no less than all lots together have that `read` will ever give; what makes it more is
-    only that some of them expired a moment ago.
+    `total`: what all lots together have that `read` will ever give, and what those have that
+    expired a moment ago; that is asked for, once, when it makes a difference: `lately`.
 
     Invariants: `left` = the sum of `rest` from `at` on; nothing before `at` has anything left;
     `total` bounds what is left, whether it was read or not.
     """
 
-    def __init__(self, read: ReadLots, total: int) -> None:
+    def __init__(self, read: ReadLots, total: int, lately: Callable[[], int] = lambda: 0) -> None:
         self._read = read
         self._read_all = False
+        self._lately: Callable[[], int] | None = lately
         self.total = total
         self.lots: list[StockedLot] = []
         self.rest: list[int] = []
         self.at = 0
         self.left = 0
 
+    def may_cover(self, thousandths: int) -> bool:
+        """False: it does not. Nothing is read."""
+        return thousandths <= self.total
+
     def covers(self, thousandths: int) -> bool:
         """Whether that much is there."""
         while self.left < thousandths <= self.total and not self._read_all:
-            self._read_more()
+            if self.lots and self._lately:
+                self._be_exact()
+            else:
+                self._read_more()
         return self.left >= thousandths
 
     def lack(self, sku: str, thousandths: int) -> Lack:
         """That much is not covered."""
-        left = self.left if self._read_all else self.total
-        return Lack(sku, thousandths, left, self._read_all)
+        self._be_exact()
+        return Lack(sku, thousandths, self.total)
+
+    def _be_exact(self) -> None:
+        if self._lately:
+            self.total -= self._lately()
+            self._lately = None
 
     def give(self, sku: str, thousandths: int) -> list[Portion]:
         """Takes that much away; it must be covered."""
@@ -129,11 +140,13 @@ def serve(shelves: Mapping[str, Shelf], lines: list[Line]) -> Verdict:
     """Gives one order all of its lines or nothing. One line per sku, each more than 0."""
     for line in lines:
         if line.sku not in shelves:
-            return Verdict([], UNKNOWN_SKU, Lack(line.sku, line.thousandths, 0, True))
-    for line in lines:
-        shelf = shelves[line.sku]
-        if not shelf.covers(line.thousandths):
-            return Verdict([], INSUFFICIENT_STOCK, shelf.lack(line.sku, line.thousandths))
+            return Verdict([], UNKNOWN_SKU, Lack(line.sku, line.thousandths, 0))
+    # All sums before the first lot: whoever lacks one line reads nothing for the others.
+    for enough in (Shelf.may_cover, Shelf.covers):
+        for line in lines:
+            shelf = shelves[line.sku]
+            if not enough(shelf, line.thousandths):
+                return Verdict([], INSUFFICIENT_STOCK, shelf.lack(line.sku, line.thousandths))
     portions: list[Portion] = []
     for line in lines:
         portions += shelves[line.sku].give(line.sku, line.thousandths)

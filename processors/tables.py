@@ -133,7 +133,7 @@ lots_in_stock = sa.Index(
     sqlite_where=IN_STOCK,
     postgresql_where=IN_STOCK,
 )
-# Whose expiry is to be noted next, spent or not; no order writes it.
+# Whose expiry is to be noted next, spent or not; with SQLite no order writes it.
 NOT_EXPIRED = sa.text("expired_seq IS NULL")
 lots_expiring = sa.Index(
     "lots_expiring", lots.c.expires_us, sqlite_where=NOT_EXPIRED, postgresql_where=NOT_EXPIRED

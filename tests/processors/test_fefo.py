@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processors.fefo import Portion, ReadLots, Shelf, StockedLot, allocate
+from processors.fefo import Lack, Portion, ReadLots, Shelf, StockedLot, allocate
 from processors.schema import Line, Order
 
 MOMENT = 5
@@ -30,11 +30,12 @@ def reader(lots: Iterable[StockedLot], moment: int, page: int) -> ReadLots:
 def shelves_of(
     stock: dict[str, list[StockedLot]], moment: int = MOMENT, page: int = 2, slack: int = 0
 ) -> dict[str, Shelf]:
-    """`slack`: what a shelf believes to have beyond that."""
+    """`slack`: what a shelf believes to have beyond that, until it asks."""
     return {
         sku: Shelf(
             reader(lots, moment, page),
             slack + sum(lot.available for lot in lots if lot.expires_us > moment),
+            lambda: slack,
         )
         for sku, lots in stock.items()
     }
@@ -199,3 +200,26 @@ def test_an_order_for_more_than_there_is_reads_no_lots() -> None:
 
     (verdict,) = allocate({"A": Shelf(read, 9)}, [order(("A", 10))])
     assert verdict.reason == "insufficient_stock"
+
+
+def test_an_order_that_lacks_one_line_reads_no_lots_for_the_others() -> None:
+    def read(_last: StockedLot | None) -> Iterable[StockedLot]:
+        raise AssertionError("it was known before")
+
+    shelves = {"A": Shelf(read, 10**6), "B": Shelf(read, 9)}
+    (verdict,) = allocate(shelves, [order(("A", 10**6), ("B", 10))])
+    assert verdict.lack == Lack("B", 10, 9)
+
+
+def test_what_expired_a_moment_ago_does_not_make_it_read_on() -> None:
+    pages = 0
+    inner = reader([StockedLot(9, 0, f"{i:04}", i, 10) for i in range(1000)], MOMENT, 4)
+
+    def read(last: StockedLot | None) -> Iterable[StockedLot]:
+        nonlocal pages
+        pages += 1
+        return inner(last)
+
+    (verdict,) = allocate({"A": Shelf(read, 10_050, lambda: 50)}, [order(("A", 10_001))])
+    assert verdict.lack == Lack("A", 10_001, 10_000)
+    assert pages == 1
