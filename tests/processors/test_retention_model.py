@@ -231,7 +231,7 @@ class Story:
             return Ended(event, "waiting", row, next_us=self.now)
         assert event.id in bodies, f"{event} was forgotten before it was told"
         self.heard[event.subject, event.number, event.type, event.created_us] += 1
-        return Ended(event, "delivered", row)
+        return Ended(event, "delivered", row, attempts=1, first_us=self.now, status=200)
 
     def retain(self, percent: int, count: int, new: int) -> None:
         """So many steps, with what was committed before that moment old; perhaps of a new run."""
