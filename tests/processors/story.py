@@ -1,16 +1,9 @@
-"""A naive model of the order line, and random stories told to it and to the real one.
-
-The model is written from what the contract says and shares no idea with the product: it looks at
-all lots of a sku for every line, copies before it takes, and keeps everything in dictionaries.
-"""
+"""Random stories, told to the naive model of the order line and to the real one."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from uuid import UUID
 
 import pytest
@@ -26,8 +19,9 @@ from processors import (
     recording,
     worker,
 )
-from processors.cancelling import Canceller, Verdict
+from processors.cancelling import Canceller
 from processors.expiring import Expirer
+from processors.explaining import LineExplained, explain_order
 from processors.inventory import add_lot, adjust_lot
 from processors.listing import Wanted, list_orders
 from processors.low_stock import set_thresholds
@@ -42,12 +36,14 @@ from processors.schema import (
     body_hash,
     encode_header,
     encode_order,
+    format_instant,
     format_uuid,
 )
 from processors.stop import Stop
 from processors.tables import lots, movements, orders
 from processors.worker import Rules
 from tests.processors.kit import House
+from tests.processors.model import Model, Scene
 
 # Few and small, so that all happens often: ties, expiry at the moment itself, the last piece.
 SKUS = [f"SKU-{letter}" for letter in "ABCDEF"]
@@ -58,122 +54,10 @@ EXPIRY_US = 8 * TICK_US
 BURST_MAX = 24
 BATCHES = [5, 24]
 COMPARE_ALL_EVERY = 50
+# Of the orders of which is remembered what they found, so many are explained after a burst.
+EXPLAINED = 3
 # What a page of a list looks through, so that there are many.
 SCAN = 200
-
-
-@dataclass
-class ModelLot:
-    lot_id: str
-    sku: str
-    expires_us: int
-    received_us: int
-    available: int
-    body: Lot
-    recalled: bool = False
-    expired: bool = False
-
-
-@dataclass
-class Model:
-    """`low`: how often each sku went below its threshold."""
-
-    lots: dict[str, ModelLot] = field(default_factory=dict)
-    below: dict[str, int] = field(default_factory=dict)
-    low: Counter[str] = field(default_factory=Counter)
-    told_expired: dict[str, int] = field(default_factory=dict)
-    outcomes: dict[bytes, tuple[str, str | None]] = field(default_factory=dict)
-    given: dict[bytes, Counter[tuple[str, str]]] = field(default_factory=dict)
-
-    def add(self, lot: Lot, now: int) -> str:
-        assert lot.lot_id is not None
-        there = self.lots.get(lot.lot_id)
-        if there is not None:
-            return "same" if there.body == lot else "conflict"
-        received_us = now if lot.received_us is None else lot.received_us
-        self.lots[lot.lot_id] = ModelLot(
-            lot.lot_id, lot.sku, lot.expires_us, received_us, lot.thousandths, lot
-        )
-        return "created"
-
-    def sums(self, sku: str) -> tuple[int, int]:
-        """What is available, noted expiries alone counting, and what has expired."""
-        of_sku = [lot for lot in self.lots.values() if lot.sku == sku and not lot.recalled]
-        expired = sum(lot.available for lot in of_sku if lot.expired)
-        return sum(lot.available for lot in of_sku) - expired, expired
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Counts who is low after it and was not before."""
-        before = {sku: self.sums(sku)[0] for sku in self.below}
-        yield
-        for sku, below in self.below.items():
-            self.low[sku] += self.sums(sku)[0] < below <= before[sku]
-
-    def expire(self, now: int) -> None:
-        for lot in self.lots.values():
-            if lot.expires_us <= now and not lot.expired:
-                lot.expired = True
-                if lot.available and not lot.recalled:
-                    self.told_expired[lot.lot_id] = lot.available
-
-    def adjust(self, lot_id: str, delta: int) -> tuple[str, int | None]:
-        lot = self.lots.get(lot_id)
-        if lot is None:
-            return "unknown_lot", None
-        if lot.available + delta < 0:
-            return "below_zero", lot.available
-        lot.available += delta
-        return "adjusted", lot.available
-
-    def order(self, key: bytes, order: Order, now: int) -> None:
-        if key in self.outcomes:
-            return
-        known = {lot.sku for lot in self.lots.values()}
-        if any(line.sku not in known for line in order.lines):
-            self.outcomes[key] = "rejected", "unknown_sku"
-            return
-        taken: Counter[tuple[str, str]] = Counter()
-        for line in order.lines:
-            wanted = line.thousandths
-            usable = [
-                lot
-                for lot in self.lots.values()
-                if lot.sku == line.sku
-                and lot.expires_us > now
-                and not lot.recalled
-                and not lot.expired
-            ]
-            for lot in sorted(
-                usable, key=lambda one: (one.expires_us, one.received_us, one.lot_id)
-            ):
-                part = min(wanted, lot.available)
-                if part:
-                    taken[line.sku, lot.lot_id] += part
-                    wanted -= part
-            if wanted:
-                self.outcomes[key] = "rejected", "insufficient_stock"
-                return
-        for (_, lot_id), part in taken.items():
-            self.lots[lot_id].available -= part
-        self.outcomes[key], self.given[key] = ("allocated", None), taken
-
-    def cancel(self, key: bytes, *, waits: bool) -> Verdict:
-        status = self.outcomes.get(key, ("unknown", None))[0]
-        if status == "allocated":
-            for (_, lot_id), part in self.given.pop(key).items():
-                self.lots[lot_id].available += part
-        elif status != "unknown" or not waits:
-            return {"cancelled": "already", "unknown": "unknown"}.get(status, "settled")  # type: ignore[return-value]
-        self.outcomes[key] = "cancelled", None
-        return "cancelled"
-
-    def holders(self, lot_id: str) -> dict[bytes, int]:
-        held = {
-            key: sum(part for (_, name), part in given.items() if name == lot_id)
-            for key, given in self.given.items()
-        }
-        return {key: part for key, part in held.items() if part}
 
 
 class Story:
@@ -186,7 +70,7 @@ class Story:
         self.now = 1_700_000_000_000_000
         self.keys: list[tuple[bytes, Order]] = []
         self.bodies: list[Lot] = []
-        self.told = self.bursts = 0
+        self.told = self.bursts = self.explained = 0
         self.canceller = Canceller(house.ring.epoch)
         self.withdrawn = self.given_back = self.recalled = 0
         self.model.below = {sku: 3000 * number for number, sku in enumerate(SKUS)}
@@ -204,6 +88,8 @@ class Story:
             while self.told < steps:
                 if self.random.random() < 0.3:
                     self.now += self.random.randrange(4) * TICK_US
+                elif self.random.random() < 0.01:  # the clock is set back
+                    self.now -= self.random.randrange(12) * TICK_US
                 what = self.random.random()
                 if what < 0.3:
                     self.receive()
@@ -213,8 +99,10 @@ class Story:
                     self.cancel()
                 elif what < 0.54:
                     self.recall()
-                elif what < 0.6:
+                elif what < 0.59:
                     self.expire()
+                elif what < 0.6:
+                    self.watch()
                 else:
                     self.burst(min(steps - self.told, self.random.randint(1, BURST_MAX)))
         self.compare_lots()
@@ -230,7 +118,7 @@ class Story:
         said = [f"{count} orders {status}" for status, count in sorted(self.outcomes().items())]
         said += [f"{self.withdrawn} of them while they waited", f"{self.recalled} recalls"]
         said += [f"{len(self.model.told_expired)} lots expired with stock left"]
-        said += [f"{self.model.low.total()} times a sku was low"]
+        said += [f"{self.model.low.total()} times a sku was low", f"{self.explained} explanations"]
         return ", ".join([f"{len(self.model.lots)} lots", *said])
 
     def receive(self) -> None:
@@ -276,6 +164,50 @@ class Story:
 
     def expiries(self) -> int:
         return int(self.house.rows("SELECT count(*) FROM movements WHERE kind = 'expire'")[0][0])
+
+    def watch(self) -> None:
+        """Thresholds are read at a start, when nobody changes stock."""
+        self.told += 1
+        below = {sku: self.random.choice([0, 500, 3000, 9000]) for sku in SKUS}
+        # What nobody ever had is not low.
+        known = {lot.sku for lot in self.model.lots.values()}
+        low = Counter(self.model.low)
+        self.model.watch(below)
+        self.model.low = Counter(
+            {s: n if s in known else low[s] for s, n in self.model.low.items()}
+        )
+        set_thresholds(self.house.store, {sku: least for sku, least in below.items() if least})
+        self.compare_sums()
+
+    def explain(self) -> None:
+        """Some of the orders that were settled at any time before."""
+        keys = [*self.model.scenes]
+        for key in self.random.sample(keys, min(EXPLAINED, len(keys))):
+            found = explain_order(self.house.store, key)
+            assert found is not None
+            self.explained += len(found[1].lines)
+            if self.model.outcomes[key][0] == "rejected":
+                assert not found[1].lines
+            for line in found[1].lines:
+                self.compare_line(self.model.scenes[key], line)
+
+    def compare_line(self, scene: Scene, line: LineExplained) -> None:
+        assert line.moment == format_instant(scene.moment)
+        in_order = sorted(
+            (lot for lot in self.model.lots.values() if lot.sku == line.sku),
+            key=lambda one: (one.expires_us, one.received_us, one.lot_id),
+        )
+        places = {lot.lot_id: place for place, lot in enumerate(in_order)}
+        used = [lot.lot_id for lot in line.lots if lot.used != "0"]
+        shown = [places[lot.lot_id] for lot in line.lots]
+        last = places[used[-1]]
+        # The last that was used, what comes before it as far as it is shown, two behind.
+        first = shown[0]
+        assert shown == list(range(first, min(last + 3, len(in_order))))
+        assert line.more_lots == (first > 0)
+        for lot in line.lots:
+            place = places[lot.lot_id]
+            assert lot.why == scene.why(line.sku, lot.lot_id, used, place, last), lot
 
     def cancel(self) -> None:
         key = b"unknown".ljust(16)
@@ -334,6 +266,7 @@ class Story:
         self.house.ring.reopen()
         self.told += count
         self.compare(list(told))
+        self.explain()
 
     def withdraw(self, key: bytes) -> None:
         found = self.house.ring.find(key)

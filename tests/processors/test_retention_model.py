@@ -303,7 +303,7 @@ def test_in_500_stories_retention_changes_no_balance(story: list[Step]) -> None:
 
 @pytest.mark.prove
 @pytest.mark.timeout(900)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps)
 def test_nor_does_it_with_postgresql(postgres: Postgres, migrated: str, story: list[Step]) -> None:
     tell(story, postgres.url(postgres.database(migrated)))

@@ -6,13 +6,14 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from processors import allocation, cancelling, fefo, posting
+from processors import allocation, cancelling, explaining, fefo, posting
 from processors.fefo import INSUFFICIENT_STOCK, UNKNOWN_SKU, Portion, Shelf, Verdict
 from processors.posting import Sku
 from processors.schema import Line, Order
@@ -42,6 +43,7 @@ def test_a_story_ends_as_the_model_says(house: House, monkeypatch: pytest.Monkey
     # None is rare.
     assert min(seen["allocated"], seen["rejected"]) > SHORT // 20
     assert min(story.withdrawn, story.given_back, story.recalled) > 0
+    assert story.explained > SHORT // 100
 
 
 @pytest.mark.prove
@@ -98,6 +100,16 @@ def a_sum_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(posting.Sku, "changes", lambda *_: None)
 
 
+def a_lot_may_come_before_it_was_received(patch: pytest.MonkeyPatch) -> None:
+    real = explaining._why
+
+    def why(row: Any, *others: Any) -> str:
+        bare = SimpleNamespace(**{**row._mapping, "received_seq": None})
+        return real(bare, *others)
+
+    patch.setattr(explaining, "_why", why)
+
+
 def all_comes_back_to_the_first_lot(patch: pytest.MonkeyPatch) -> None:
     real = cancelling._post
 
@@ -119,6 +131,7 @@ def all_comes_back_to_the_first_lot(patch: pytest.MonkeyPatch) -> None:
         recalled_is_used,
         all_comes_back_to_the_first_lot,
         a_sum_is_forgotten,
+        a_lot_may_come_before_it_was_received,
     ],
 )
 def test_a_mistake_in_the_product_is_found(
