@@ -49,6 +49,7 @@ from processors.outbox import bodies_of, events_behind
 from processors.places import End
 from processors.recorder import Recorder
 from processors.relay_access import Access
+from processors.restraint import Restraint
 from processors.store import Store, StoreUnavailable
 from processors.webhooks import Endpoint, shown_url
 from ringbuf import Ring
@@ -94,7 +95,8 @@ class Round(Struct, frozen=True):
 
 class Relay:
     """Of one database, one at a time. `counted`: is called with the outcome of each attempt;
-    `access`: the way to the database, if not in threads of this niceness."""
+    `access`: the way to the database, if not in threads of this niceness; `restraint`: how it
+    leaves the cores to others, None: it does not."""
 
     def __init__(
         self,
@@ -102,10 +104,13 @@ class Relay:
         ring: Ring,
         wanted: Sequence[Endpoint],
         counted: Callable[[Outcome], object] = lambda _: None,
+        *,
         access: Access | None = None,
+        restraint: Restraint | None = None,
     ) -> None:
         self.store = store
         self.access = access or Access(store)
+        self._restraint = restraint
         self.ring = ring
         self.counted = counted
         self._wanted = wanted
@@ -183,6 +188,11 @@ class Relay:
         """It is asked for anew, for a commit may not have been counted."""
         self._known_at = None
 
+    async def give_way(self) -> None:
+        """To whoever wants the cores, before a round."""
+        if self._restraint is not None:
+            await self._restraint.give_way(self.sleep)
+
     async def sleep(self, seconds: float) -> None:
         """That long, or until it is stopped."""
         await happened(self._stop, seconds)
@@ -235,6 +245,7 @@ class Courier:
         if left_s:
             await self._relay.sleep(left_s)
             return
+        await self._relay.give_way()
         # No more than half, so that what is tried again keeps nothing new waiting.
         count = self._round
         one = await (self._probe() if self._breaker.tripped else self._read(count // 2, count))

@@ -23,6 +23,7 @@ from processors.doubt import give_up
 from processors.names import Loop
 from processors.relay import Relay
 from processors.relay_access import WAIT_S_MAX, Access, Urgent
+from processors.restraint import Restraint
 from processors.stop import Stop
 from processors.store import Store, StoreBroken, StoreError
 from processors.tally import OF_ATTEMPTS, Tally
@@ -62,7 +63,9 @@ async def serve(child: Child, access: Access, tally: Tally) -> None:
         tally.count(OF_ATTEMPTS + outcome)
 
     endpoints = child.launch.settings.webhooks.endpoints
-    relay = Relay(access.store, child.ring, endpoints, counted, access)
+    relay = Relay(
+        access.store, child.ring, endpoints, counted, access=access, restraint=Restraint()
+    )
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, relay.stop)
     child.watch_parent(loop)
