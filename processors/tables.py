@@ -201,7 +201,8 @@ outbox_of_replayed = sa.Index(
 
 # What happened to stock, in the transaction in which it did. `low`: `quantity` is what is available
 # after the sku's movement `seq`, less than `below`, which it was not before. `expired`: `quantity`
-# is what `lot` held at its movement `seq` of kind `expire`.
+# is what `lot` held at its movement `seq` of kind `expire`. What identifies an event to a receiver
+# is (sku, seq, type, created_us): with other thresholds a sku may be low twice at one movement.
 stock_events = sa.Table(
     "stock_events",
     metadata,
@@ -302,7 +303,7 @@ requests_in_order = sa.Index("requests_in_order", requests.c.created_us)
 
 # Facts of the database itself. `database_id`: 16 random bytes, made with it, that a journal bears;
 # `touched`: changed only to have something to commit; `forgotten_before`: an instant (8 bytes, most
-# significant first) before which orders, and nothing else, may be gone.
+# significant first) before which orders and events of stock, and nothing else, may be gone.
 meta = sa.Table(
     "meta",
     metadata,
