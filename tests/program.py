@@ -146,8 +146,15 @@ class Rasher:
     def replaced(self, old: psutil.Process, role: str, index: int = 0) -> psutil.Process:
         """Waits for the process that has the old one's title."""
         title = f"rasher {role if role == 'relay' else f'{role} {index}'}"
-        self.until(lambda: self.children().get(title, old) != old, f"another {title}")
-        return self.child(role, index)
+        seen = {title: old}
+
+        def another() -> bool:
+            # What was seen, not looked for anew: a process is hidden while it takes its title.
+            seen.update(self.children())
+            return seen[title] != old
+
+        self.until(another, f"another {title}")
+        return seen[title]
 
     @staticmethod
     def until(condition: Callable[[], object], what: str) -> None:
