@@ -5,7 +5,8 @@
                                                 of the sku, an event if there was something left
 
 No allocation waits for it: one compares each lot's `expires_us` with its own moment, so a lot is
-out of use from then on, noted or not. Once noted it stays so, also when a clock is set back.
+out of use from then on, noted or not. Once noted it stays so, also when a clock is set back. So a
+clock that jumps forward, which may be a mistake, is believed after a while.
 
 Each transaction is complete in itself: killed before its commit nothing has happened, after it the
 lot is not looked at again. Two at once do no harm, for both lock the skus. What an expired lot has
@@ -38,6 +39,10 @@ LOTS_AT_ONCE = 64
 SHARE = 0.1
 BURST_S = 0.025
 
+# A clock that goes forward by so much at once is believed if it is still there after so long.
+JUMP_S = 60.0
+BELIEVED_AFTER_S = 300.0
+
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +54,7 @@ class Expirer:
         self._store = store
         self._committed = committed
         self._due = 0.0
+        self._ahead_s: float | None = None  # of the monotonic clock, the one that tells the time
         self._noted = self._with_stock = 0  # since it was last said
         self._find = Hot(_expiring(), "now", "count")
         self._mark = Hot(
@@ -62,7 +68,7 @@ class Expirer:
     def look(self) -> None:
         """As often as one likes: does what is due, in its share of the time. Raises StoreBroken."""
         begun = time.monotonic()
-        if begun < self._due:
+        if begun < self._due or self._jumped(begun):
             return
         more = True
         try:
@@ -75,6 +81,16 @@ class Expirer:
         now = time.monotonic()
         pause_s = (now - begun) * (1 / SHARE - 1)
         self._due = now + (pause_s if more else max(LOOK_EVERY_S, pause_s))
+
+    def _jumped(self, begun: float) -> bool:
+        """Whether the clock has, since the last look; then the next one is later."""
+        was, self._ahead_s = self._ahead_s, now_us() / 1e6 - begun
+        if was is None or self._ahead_s - was < JUMP_S:
+            return False
+        self._due = begun + BELIEVED_AFTER_S
+        text = "the clock went forward by %.0f s at once: no expiry is noted for %g s"
+        log.warning(text, self._ahead_s - was, BELIEVED_AFTER_S)
+        return True
 
     def step(self) -> bool:
         """One transaction at most -> whether there may be more to note now. Raises

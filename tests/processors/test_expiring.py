@@ -208,3 +208,51 @@ def test_a_database_that_is_away_is_asked_again_later(
     now += expiring.AWAY_S
     expirer.look()
     assert events(stocked) == [("stock.expired", "old", 6000, None)]
+
+
+class Clocks:
+    """The one that tells the time, and the one that goes on."""
+
+    def __init__(self, house: House, patch: pytest.MonkeyPatch) -> None:
+        self.now, self.monotonic = house.now, 100.0
+        patch.setattr(expiring, "now_us", lambda: self.now)
+        patch.setattr("processors.expiring.time.monotonic", lambda: self.monotonic)
+
+    def go_on(self, seconds: float) -> None:
+        self.monotonic += seconds
+        self.now += int(seconds * 1e6)
+
+
+def test_a_clock_that_jumps_forward_and_is_set_right_again_expires_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.stock(house.lot("a", "HAM", 1000, hours=1))
+    clocks, expirer = Clocks(house, monkeypatch), Expirer(house.store)
+    expirer.look()
+    clocks.go_on(1)
+    clocks.now += LATER
+    for _ in range(10):
+        expirer.look()
+        clocks.go_on(2)
+    clocks.now -= LATER
+    clocks.go_on(expiring.BELIEVED_AFTER_S)
+    expirer.look()
+    assert events(house) == []
+    assert caplog.messages == [
+        "the clock went forward by 7200 s at once: no expiry is noted for 300 s"
+    ]
+
+
+def test_a_clock_that_went_forward_is_believed_after_a_while(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.stock(house.lot("a", "HAM", 1000, hours=1))
+    clocks, expirer = Clocks(house, monkeypatch), Expirer(house.store)
+    expirer.look()
+    clocks.now += LATER
+    clocks.go_on(2)
+    expirer.look()
+    clocks.go_on(expiring.BELIEVED_AFTER_S)
+    expirer.look()
+    assert len(events(house)) == 1
+    is_sound(house)
