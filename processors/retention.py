@@ -269,6 +269,8 @@ class Retention:
             first = {event.order_id: event.id for event in old if not event.round}
             ids = self._can_go(connection, list(first), one.limit_us) if first else []
             kept = subjects_waiting_for(connection, self._told_to, ids)
+            if told is not None:
+                kept |= _with_events_behind(connection, last, ids)
             newest = connection.scalar(NEWEST)
             ids = [order_id for order_id in ids if order_id not in kept and order_id != newest]
         if ids:
@@ -398,6 +400,16 @@ class Fold(Struct):
     last: int
     deltas: dict[int, int]
     count: int = 0
+
+
+def _with_events_behind(
+    connection: Connection, place: int, order_ids: Sequence[bytes]
+) -> set[bytes]:
+    """Those of which an event is behind that place: of a replay, or a cancel."""
+    query = sa.select(outbox.c.order_id).where(
+        outbox.c.order_id.in_(order_ids), sa.text("round > 0"), outbox.c.id > place
+    )
+    return set(connection.scalars(query)) if order_ids else set()
 
 
 def _prefix() -> sa.Select[tuple[int, int, int, int, int]]:

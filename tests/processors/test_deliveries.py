@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from processors import deliveries
+from processors.cancelling import Canceller
 from processors.deliveries import Ended, Told
 from processors.delivery_list import backlog, enable, resend
 from processors.events import Event, Place
@@ -17,7 +18,14 @@ from processors.retention import Retention
 from processors.tables import endpoints
 from processors.webhooks import Endpoint
 from tests.processors.kit import House, on_postgresql, until
-from tests.processors.retaining import DAYS, counts, later, pass_over, settle
+from tests.processors.retaining import (
+    DAYS,
+    counts,
+    later,
+    pass_over,
+    settle,
+    settle_another,
+)
 
 SHOP = Endpoint("shop", "http://127.0.0.1:1/", (b"s" * 24,))
 BANK = Endpoint("bank", "http://127.0.0.1:2/", (b"s" * 24,))
@@ -54,6 +62,20 @@ def test_what_an_endpoint_was_not_told_yet_stays_with_its_order(told: House) -> 
     record(told, BANK, [], last)
     forget(told, "shop", "bank")
     assert counts(told)["orders"] == 1  # the dead letter
+
+
+def test_an_order_of_which_a_later_event_was_not_told_yet_stays(told: House) -> None:
+    last = events(told)[-1].place
+    assert Canceller(1).cancel(told.store, b"A" * 16, None).verdict == "cancelled"
+    settle_another(told)
+    record(told, SHOP, [], last)
+    forget(told, "shop")
+    assert told.rows("SELECT count(*) FROM outbox WHERE type = 'order.cancelled'") == [(1,)]
+    assert told.view(b"A" * 16).status == "cancelled"
+    record(told, SHOP, [], last + 1)
+    forget(told, "shop")
+    assert told.rows("SELECT count(*) FROM outbox WHERE type = 'order.cancelled'") == [(0,)]
+    assert told.audit().ok
 
 
 def test_what_waits_for_its_next_attempt_stays_with_its_order(told: House) -> None:
