@@ -60,11 +60,11 @@ class Restraint:
         """Before something is begun that takes time. `sleep` returns at once when it is to end."""
         self._owe()
         while (left_s := self._free_s - self._now_s()) > 0:
-            before_s = self._now_s()
-            await sleep(min(left_s, LOOK_EVERY_S))
+            begun_s, asked_s = self._now_s(), min(left_s, LOOK_EVERY_S)
+            await sleep(asked_s)
+            if self._now_s() - begun_s < asked_s / 2:
+                return  # cut short: it is to end, and would not sleep the next time either
             self._look()
-            if self._now_s() == before_s:
-                return
 
     def _owe(self) -> None:
         self._look()
