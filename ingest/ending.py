@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from processors.instants import EARLY_S
+
 # Of --graceful-timeout: after so much nothing more is begun, after so much nobody is waited for;
 # what is left is for the last answers.
 LAST_BEGUN, LAST_READ = 0.5, 0.75
@@ -48,7 +50,7 @@ class Ending:
     @property
     def over(self) -> bool:
         """Nothing more is to be begun."""
-        return asyncio.get_running_loop().time() >= self._at_s
+        return asyncio.get_running_loop().time() + EARLY_S >= self._at_s
 
     def patience_s(self, limit_s: float) -> float:
         """How long a client that has its last answer may still be waited for, at most limit_s."""

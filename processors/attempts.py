@@ -30,6 +30,7 @@ from typing import Literal
 import aiohttp
 from msgspec import Struct
 
+from processors.instants import EARLY_S
 from processors.webhooks import Endpoint, headers_of, shown_id
 
 ATTEMPT_S = 15.0
@@ -85,7 +86,7 @@ class Patience:
     @property
     def over(self) -> bool:
         """What `hurry` gave is used up."""
-        return asyncio.get_running_loop().time() >= self._end_s
+        return asyncio.get_running_loop().time() + EARLY_S >= self._end_s
 
     def hurry(self, seconds: float) -> None:
         """All end within that time."""
