@@ -13,6 +13,9 @@ CAPACITY = 100
 CLIENTS = 1_000
 # A connection's buffers, its request and its coroutine; a thread's stack would be a hundredfold.
 BYTES_PER_WAITING_CLIENT = 32 * 1024
+# Pools start a thread when all that they have are busy, which is a matter of chance: 4 of the
+# database, 32 of the loop at most.
+THREADS_OF_POOLS = 36
 
 
 def waiting(run: Rasher) -> int:
@@ -54,7 +57,7 @@ def test_a_thousand_clients_wait_in_order_and_one_that_hangs_up_leaves_nothing(
         one_waits = front.memory_info().rss, front.num_threads()
         crowd.grow_to(CLIENTS)
         assert front.memory_info().rss - one_waits[0] < CLIENTS * BYTES_PER_WAITING_CLIENT
-        assert front.num_threads() == one_waits[1]
+        assert front.num_threads() - one_waits[1] <= THREADS_OF_POOLS
         clients = crowd.clients
         assert [status(client) for client in clients[:CAPACITY]] == [202] * CAPACITY
         gone = CLIENTS // 2
