@@ -12,6 +12,7 @@ import logging
 import signal
 from pathlib import Path
 
+from processors.control_group import group_counter, group_file
 from ringbuf import Ring
 
 CRASHED = "worker_crashed"
@@ -65,26 +66,7 @@ class PostMortem:
 def count_oom_kills() -> int:
     """Processes that the kernel has killed for want of memory: of this control group, where it can
     be asked, else of the machine; 0 where neither tells."""
-    for path in (_memory_events(), Path("/proc/vmstat")):
-        if path is not None and (count := _counter(path)) is not None:
+    for path in (group_file("memory.events"), Path("/proc/vmstat")):
+        if path is not None and (count := group_counter(path, OOM_KEY)) is not None:
             return count
     return 0
-
-
-def _memory_events() -> Path | None:
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    for line in lines:
-        if line.startswith("0::"):
-            return Path("/sys/fs/cgroup", line[3:].lstrip("/"), "memory.events")
-    return None
-
-
-def _counter(path: Path) -> int | None:
-    try:
-        pairs = dict(line.split() for line in path.read_text(encoding="ascii").splitlines())
-        return int(pairs[OOM_KEY])
-    except (OSError, ValueError, KeyError):
-        return None

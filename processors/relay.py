@@ -127,7 +127,7 @@ class Relay:
         """No more is begun, and what is under way ends soon."""
         self._stop.set()
         self.patience.hurry(HURRY_S)
-        self._commits.wake()
+        self._commits.end()
 
     async def run(self, ready: Callable[[], object] = lambda: None) -> None:
         """Until it is stopped. Raises StoreBroken, StoreError."""
@@ -142,7 +142,7 @@ class Relay:
         ]
         ready()
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._commits.watch(self._stop))
+            watching = group.create_task(self._commits.watch())
             recording = group.create_task(self.recorder.run())
             going = [group.create_task(one.run()) for one in couriers]
             await asyncio.wait({*going, watching})
@@ -189,7 +189,7 @@ class Relay:
         self._known_at = None
 
     async def give_way(self) -> None:
-        """To whoever wants the cores, before a round."""
+        """To whoever wants the cores, before a round and before each attempt."""
         if self._restraint is not None:
             await self._restraint.give_way(self.sleep)
 
@@ -379,6 +379,7 @@ class Courier:
 
     async def _attempt(self, item: Item, body: bytes) -> Ended:
         async with self._at_once:
+            await self._relay.give_way()
             if self._disabled or self._breaker.left_s(time.monotonic()) or self._relay.stopping:
                 # Not sent, so it costs no attempt: as soon as it may.
                 return replace(_untried(item, "waiting"), next_us=now_us())

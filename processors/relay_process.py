@@ -64,7 +64,7 @@ async def serve(child: Child, access: Access, tally: Tally) -> None:
 
     endpoints = child.launch.settings.webhooks.endpoints
     relay = Relay(
-        access.store, child.ring, endpoints, counted, access=access, restraint=Restraint()
+        access.store, child.ring, endpoints, counted, access=access, restraint=Restraint.of_cores()
     )
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, relay.stop)

@@ -107,7 +107,7 @@ def test_kills_for_want_of_memory_are_read_where_the_kernel_counts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = tmp_path / "memory.events"
-    monkeypatch.setattr(mortem_module, "_memory_events", lambda: events)
+    monkeypatch.setattr(mortem_module, "group_file", tmp_path.joinpath)
     of_machine = count_oom_kills()
     events.write_text("low 0\nhigh 2\nmax 3\noom 4\noom_kill 41\noom_group_kill 0\n")
     assert count_oom_kills() == 41
