@@ -30,7 +30,7 @@ from processors.dead_letters import (
 from processors.paging import LIMIT_MAX
 from processors.schema import format_instant, format_uuid, parse_uuid
 from processors.settings import Settings
-from processors.store import Store, StoreError, StoreUnavailable
+from processors.store import Store, StoreError, StoreUnavailable, existing_store
 
 EXIT_FAILED = 1
 AT_ONCE = 32
@@ -60,7 +60,7 @@ def main(settings: Settings, args: list[str]) -> int:
 
 def show_list(settings: Settings, options: argparse.Namespace) -> int:
     """A table for people, the oldest first; with --json a line of JSON for each."""
-    with _store(settings) as store:
+    with existing_store(settings.database) as store:
         letters = _all(store, options.reason, options.limit)
         if options.json:
             for one in letters:
@@ -87,7 +87,7 @@ def show_list(settings: Settings, options: argparse.Namespace) -> int:
 def show_one(settings: Settings, options: argparse.Namespace) -> int:
     """Everything about one."""
     key = parse_uuid(options.id)
-    with _store(settings) as store:
+    with existing_store(settings.database) as store:
         found = find_dead_letter(store, key) if key is not None else None
     if found is None:
         sys.stderr.write(f"rasher dead-letters: {options.id} is no dead letter\n")
@@ -107,15 +107,6 @@ def _table() -> Table:
     for name in ("customer", "cause"):
         table.add_column(name, no_wrap=True)
     return table
-
-
-@contextmanager
-def _store(settings: Settings) -> Iterator[Store]:
-    store = Store.open(settings.database, connections_max=1)
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 def _all(store: Store, reason: str | None, limit: int) -> Iterator[DeadLetter]:

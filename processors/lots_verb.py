@@ -10,7 +10,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from processors.refusal import CODE, Check, Wrong, code
 from processors.requests import KeyTaken, Request
 from processors.schema import ADJUSTMENT, Adjustment
 from processors.settings import Settings
-from processors.store import Store, StoreError, StoreUnavailable, missing_file
+from processors.store import Store, StoreError, StoreUnavailable, existing_store
 
 EXIT_FAILED = 1
 # Those of an Idempotency-Key, without the quotes that a header may need.
@@ -59,7 +58,7 @@ def show(settings: Settings, options: argparse.Namespace) -> int:
     say = _say_to_people() if for_people else _say_to_file
     write = _write_json if options.json else _table(say)
     count = 0
-    with _store(settings) as store:
+    with existing_store(settings.database) as store:
         for page in _pages(store, options.sku, options.state):
             write(page)
             count += len(page)
@@ -76,7 +75,7 @@ def adjust(settings: Settings, options: argparse.Namespace) -> int:
     if CODE.fullmatch(lot_id) is None:
         return _failed("adjust", f"no lot {lot_id[:100]}")
     try:
-        with _store(settings) as store:
+        with existing_store(settings.database) as store:
             result = adjust_lot(store, lot_id, adjustment, asked)
     except KeyTaken:
         return _failed("adjust", f"--key {key}: another adjustment was made with it before")
@@ -144,18 +143,6 @@ def _row(lot: LotView) -> Row:
         lot.lot_id, lot.sku, lot.state, lot.available, lot.expires_at, lot.quantity,
         lot.received_at, supplier,
     )  # fmt: skip
-
-
-@contextmanager
-def _store(settings: Settings) -> Iterator[Store]:
-    missing = missing_file(settings.database)
-    if missing is not None:
-        raise StoreUnavailable(f"there is no database: {missing} (--data-dir, --database)")
-    store = Store.open(settings.database, connections_max=1)
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 def _failed(word: str, text: str) -> int:

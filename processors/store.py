@@ -112,9 +112,7 @@ class Store:
 
             kind: Kind = Postgres(patience_s, patience_s)
             return cls(_make_engine(driver_url(parsed), kind, patience_s, 1), kind)
-        missing = missing_file(url)
-        if missing is not None:
-            raise StoreUnavailable(f"there is no database: {missing} (--data-dir, --database)")
+        require_file(url)
         try:
             parsed = for_onlookers(parsed)
         except OSError as error:
@@ -238,6 +236,25 @@ def missing_file(url: str) -> Path | None:
     parsed = _parse(url)
     path = parsed.database if parsed.get_backend_name() == "sqlite" else None
     return Path(path) if path and not Path(path).exists() else None
+
+
+def require_file(url: str) -> None:
+    """Raises StoreUnavailable when SQLite's file is not there, StoreError."""
+    missing = missing_file(url)
+    if missing is not None:
+        raise StoreUnavailable(f"there is no database: {missing} (--data-dir, --database)")
+
+
+@contextmanager
+def existing_store(url: str) -> Iterator[Store]:
+    """For a command: makes no file, has one connection, closed at the end. Raises
+    StoreUnavailable, StoreError."""
+    require_file(url)
+    store = Store.open(url, connections_max=1)
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def leave_one_file(url: str) -> None:

@@ -71,10 +71,12 @@ def names_told(endpoints: Sequence[Endpoint]) -> tuple[str, ...]:
 
 
 def shown_url(url: str) -> str:
-    """Without what may be a password or a token: for logs and lists."""
+    """Without what may be a password or a token, as paths of chats' webhooks are: for logs and
+    lists, where the endpoint's name tells it from others of its host."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else "")
+    hidden = parts.path.strip("/") or parts.query
+    return f"{parts.scheme}://{host}/" + ("…" if hidden else "")
 
 
 def event_id(subject: bytes, number: int, kind: str = "") -> bytes:

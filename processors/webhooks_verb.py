@@ -25,7 +25,7 @@ from processors.delivery_list import (
 from processors.instants import now_us
 from processors.schema import format_instant
 from processors.settings import Settings
-from processors.store import Store, StoreError, StoreUnavailable
+from processors.store import Store, StoreError, StoreUnavailable, existing_store
 from processors.webhooks import TEST_EVENT, Endpoint, shown_url
 
 EXIT_FAILED = 1
@@ -36,13 +36,15 @@ SHOWN_MAX = 1000
 def main(settings: Settings, args: Sequence[str]) -> int:
     """The verb. Exit 0, 1 when it could not be done, 2 for wrong usage."""
     options = _parser().parse_args(args)
-    store = Store.open(settings.database)
+    code: int
     try:
-        code: int = options.act(settings, store, options)
+        if options.act is send_test:  # which needs no database
+            code = options.act(settings, options)
+            return code
+        with existing_store(settings.database) as store:
+            code = options.act(settings, store, options)
     except (StoreUnavailable, StoreError) as error:
         return _failed(str(error))
-    finally:
-        store.close()
     return code
 
 
@@ -97,7 +99,7 @@ def enable_again(_settings: Settings, store: Store, options: argparse.Namespace)
     return 0
 
 
-def send_test(settings: Settings, _store: Store, options: argparse.Namespace) -> int:
+def send_test(settings: Settings, options: argparse.Namespace) -> int:
     """One message, from here, tried once."""
     found = [one for one in settings.webhooks.endpoints if one.name == options.name]
     if not found:
