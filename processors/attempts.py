@@ -236,13 +236,16 @@ class Breaker:
         closed ──TRIES failures──► open ──its pause is over──► one probe ──success──► closed
                                      ▲                            │
                                      └────────failure─────────────┘
+
+    `failing_s`: for how long it had failed already, when somebody else looked after it.
     """
 
     TRIES = 10
     OPEN_S_MIN, OPEN_S_MAX = 30.0, 600.0
 
-    def __init__(self) -> None:
+    def __init__(self, failing_s: float = 0.0) -> None:
         self._failures = 0
+        self._earlier_s = failing_s
         self._since_s = 0.0
         self._until_s = 0.0
         self._pauses = self._make_pauses()
@@ -253,8 +256,8 @@ class Breaker:
         return self._failures >= self.TRIES
 
     def failing_s(self, now_s: float) -> float:
-        """For how long it has failed without a success between, as far as was seen here."""
-        return now_s - self._since_s if self._failures else 0.0
+        """For how long it has failed without a success between, while somebody tried it."""
+        return self._earlier_s + (now_s - self._since_s if self._failures else 0.0)
 
     def left_s(self, now_s: float) -> float:
         """Until something may be sent; 0: now."""
@@ -263,7 +266,7 @@ class Breaker:
     def note(self, now_s: float, *, delivered: bool) -> None:
         """How an attempt has ended."""
         if delivered:
-            self._failures = 0
+            self._failures, self._earlier_s = 0, 0.0
             self._pauses = self._make_pauses()
             return
         self._since_s = self._since_s if self._failures else now_s

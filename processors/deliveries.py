@@ -40,9 +40,10 @@ REMOVED = "the endpoint is gone from the settings"
 
 
 class Standing(Struct, frozen=True):
-    """Where an endpoint is: it was told of all up to `place`."""
+    """Where an endpoint is: it was told of all up to `place`, and has taken nothing for so long."""
 
     place: Place
+    failing_us: int
     disabled_us: int | None
     why: str | None
 
@@ -72,12 +73,14 @@ class Ended(Struct, frozen=True):
 
 class Told(Struct, frozen=True):
     """To be written together: what became of events, the endpoint's new place (None: the same),
-    and why it is disabled from now on (None: it is not)."""
+    and why it is disabled from now on (None: it is not). `failing_us`, with a place: for how long
+    it has taken nothing, though it was tried."""
 
     endpoint: str
     ended: Sequence[Ended]
     place: Place | None = None
     disabled: str | None = None
+    failing_us: int = 0
 
 
 def enlist(connection: Connection, wanted: Sequence[Endpoint], end: Place) -> dict[str, Standing]:
@@ -95,7 +98,7 @@ def enlist(connection: Connection, wanted: Sequence[Endpoint], end: Place) -> di
             new = {"name": one.name, "url": one.url, **end._asdict()}
             connection.execute(sa.insert(endpoints).values(new))
         elif row.url != one.url:
-            changed = {"url": one.url, "disabled_us": None, "why": None}
+            changed = {"url": one.url, "failing_us": 0, "disabled_us": None, "why": None}
             connection.execute(
                 sa.update(endpoints).where(endpoints.c.name == one.name).values(changed)
             )
@@ -123,7 +126,9 @@ def _fail_waiting(connection: Connection, name: str, now: int) -> None:
 def standings(connection: Connection) -> dict[str, Standing]:
     """Where all known endpoints are, by name."""
     return {
-        row.name: Standing(Place(row.event, row.stock_event), row.disabled_us, row.why)
+        row.name: Standing(
+            Place(row.event, row.stock_event), row.failing_us, row.disabled_us, row.why
+        )
         for row in connection.execute(sa.select(endpoints))
     }
 
@@ -270,7 +275,7 @@ def record(connection: Connection, told: Sequence[Told]) -> None:
     """Writes what became of events of several endpoints."""
     now, kind = now_us(), connection.dialect.name
     # First, for it locks the endpoints.
-    moved = [(*one.place, one.endpoint) for one in told if one.place is not None]
+    moved = [(*one.place, one.failing_us, one.endpoint) for one in told if one.place is not None]
     _move(kind).many(connection, sorted(moved, key=lambda row: row[-1]))
     for one in told:
         if one.place is None or one.disabled is not None:
@@ -294,12 +299,13 @@ def _insert(_kind: str) -> Hot:
 
 @cache
 def _move(_kind: str) -> Hot:
-    places = {
-        name: sa.bindparam(f"at_{name}", type_=endpoints.c[name].type) for name in Place._fields
+    values = {
+        name: sa.bindparam(f"at_{name}", type_=endpoints.c[name].type)
+        for name in (*Place._fields, "failing_us")
     }
     name = sa.bindparam("who", type_=endpoints.c.name.type)
-    binds = [bind.key for bind in places.values()]
-    return Hot(sa.update(endpoints).where(endpoints.c.name == name).values(places), *binds, "who")
+    binds = [bind.key for bind in values.values()]
+    return Hot(sa.update(endpoints).where(endpoints.c.name == name).values(values), *binds, "who")
 
 
 def _disable(connection: Connection, told: Told, now: int) -> None:

@@ -170,7 +170,9 @@ def _place(row: Any) -> Place:
 def enable(connection: Connection, name: str) -> bool:
     """Whether there is such an endpoint; it is told again."""
     found = connection.execute(
-        sa.update(endpoints).where(endpoints.c.name == name).values(disabled_us=None, why=None)
+        sa.update(endpoints)
+        .where(endpoints.c.name == name)
+        .values(disabled_us=None, why=None, failing_us=0)
     )
     give_time(connection, name)
     return bool(found.rowcount)

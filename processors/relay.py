@@ -214,7 +214,7 @@ class Courier:
         self._place = self._recorded = standing.place
         self._disabled = standing.disabled_us is not None
         self._sender = sender
-        self._breaker = Breaker()
+        self._breaker = Breaker(standing.failing_us / SECOND_US)
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._newest = True  # is what the next probe is
         self._round = ROUND
@@ -290,6 +290,7 @@ class Courier:
         standing = await self._ask(lambda: _standing(self._relay.store, self._endpoint.name))
         if standing is not None and standing.disabled_us is None:
             self._disabled = False
+            self._breaker = Breaker()
             log.info("webhook %s is enabled again", self._endpoint.name)
 
     async def _rest(self, seen: int) -> None:
@@ -347,7 +348,8 @@ class Courier:
 
     async def _record(self, ended: Sequence[Ended]) -> None:
         disabled = "it answered 410" if self._disabled else None
-        told = Told(self._endpoint.name, ended, self._place, disabled)
+        failing_us = int(self._breaker.failing_s(time.monotonic()) * SECOND_US)
+        told = Told(self._endpoint.name, ended, self._place, disabled, failing_us)
         try:
             await self._relay.recorder.record(told)
         except StoreUnavailable:

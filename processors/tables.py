@@ -232,7 +232,8 @@ low_stock = sa.Table(
 
 # What an endpoint was told of is all up to `event` (outbox) and `stock_event`, and whatever of
 # those has no row in `deliveries` was not wanted. Disabled: by its own answer; the settings may do
-# the same.
+# the same. `failing_us`: for how long it has failed without taking anything, as far as a relay ran
+# that tried it.
 endpoints = sa.Table(
     "endpoints",
     metadata,
@@ -240,6 +241,7 @@ endpoints = sa.Table(
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("event", BigInt, nullable=False),
     sa.Column("stock_event", BigInt, nullable=False),
+    sa.Column("failing_us", BigInt, nullable=False, server_default=sa.text("0")),
     sa.Column("disabled_us", BigInt),
     sa.Column("why", sa.Text),
     sqlite_with_rowid=False,

@@ -226,3 +226,13 @@ def test_a_breaker_opens_lets_one_probe_through_and_waits_longer_each_time() -> 
     assert breaker.failing_s(now + 1) == 0
     breaker.note(now + 2, delivered=False)
     assert breaker.failing_s(now + 5) == 3
+
+
+def test_a_breaker_goes_on_with_what_an_earlier_one_has_seen() -> None:
+    breaker = Breaker(failing_s=50)
+    assert breaker.failing_s(7) == 50  # nothing was tried yet
+    breaker.note(10, delivered=False)
+    assert breaker.failing_s(13) == 53
+    assert not breaker.tripped
+    breaker.note(14, delivered=True)
+    assert breaker.failing_s(99) == 0

@@ -179,6 +179,38 @@ async def test_what_is_old_is_given_up_only_when_its_endpoint_has_failed_for_as_
     assert errors - {None} == ({relay.NOT_SENT} if gives_up else set())
 
 
+async def test_for_how_long_an_endpoint_has_failed_is_known_after_a_restart(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that is gone for good would be waited for as long as there are restarts."""
+    monkeypatch.setattr(attempts.Breaker, "OPEN_S_MIN", 0.02)
+    monkeypatch.setattr(attempts.Breaker, "OPEN_S_MAX", 0.05)
+    well = False
+
+    async def fails(_message: Message, _writer: asyncio.StreamWriter) -> bytes:
+        return OK if well else FAILS
+
+    def failing_us() -> int:
+        ((found,),) = house.rows("SELECT failing_us FROM endpoints")
+        return int(found)
+
+    async with partner(fails) as shop:
+        house.store.commit(deliveries.enlist, [endpoint(shop)], Place(0, 0))
+        reject(house, 5 * relay.ROUND)  # each start takes a round before it leaves it alone
+        house.tamper("UPDATE outbox SET created_us = 5")
+        async with relaying(house, endpoint(shop)):
+            await until(lambda: failing_us() > 0)
+        before = failing_us()
+        async with relaying(house, endpoint(shop)):
+            await until(lambda: failing_us() > before)
+        assert relay.NOT_SENT not in {row[0] for row in house.rows("SELECT error FROM deliveries")}
+        house.tamper(f"UPDATE endpoints SET failing_us = {attempts.GIVE_UP_S * 1_000_000}")
+        async with relaying(house, endpoint(shop)):
+            await until(lambda: (relay.NOT_SENT,) in house.rows("SELECT error FROM deliveries"))
+            well = True
+            await until(lambda: failing_us() == 0)
+
+
 @on_sqlite
 async def test_cookies_are_neither_kept_nor_sent(house: House) -> None:
     async def bakes(_message: Message, _writer: asyncio.StreamWriter) -> bytes:

@@ -51,6 +51,7 @@ def upgrade() -> None:
         op.add_column("skus", sa.Column(name, BIG, nullable=False, server_default=ZERO))
     for name in ("received_seq", "expired_seq"):
         op.add_column("lots", sa.Column(name, BIG))
+    op.add_column("endpoints", sa.Column("failing_us", BIG, nullable=False, server_default=ZERO))
     op.execute(SUM_UP)
     op.execute(FIND_RECEIPTS)
     op.drop_index("lots_in_stock", "lots")
