@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Mapping
@@ -32,17 +31,14 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
+from rasher_client.connections import CONNECT_S_MAX, Connections
+
 __all__ = ["AsyncClient", "Client", "Counts", "RasherError", "Refused", "Result", "Unavailable"]
 
 # How often something is tried; for a bulk that gets further they begin anew.
 ATTEMPTS = 8
 PAUSE_S, PAUSE_S_MAX = 0.25, 10.0
 RETRY_AFTER_S_MAX = 60.0
-CONNECT_S_MAX = 5.0
-# A call that was cut off has its connection by then, if it gets one: TCP and TLS have that each.
-CUT_OFF_S = 2 * CONNECT_S_MAX + 1
-# At once, of a client; httpx's own.
-CONNECTIONS_MAX, IDLE_CONNECTIONS_MAX = 100, 20
 # Longer than a full ring keeps an order, or ?wait an answer.
 ANSWER_S_MAX = 60.0
 # A bulk is answered after its last line. One that takes longer is sent again, without harm.
@@ -424,18 +420,7 @@ class AsyncClient:
     by a timeout or a cancellation; an order may be in then, and the same key asks for it again."""
 
     def __init__(self, base_url: str, token: str | None = None, **options: Any) -> None:
-        limits = options.setdefault(
-            "limits",
-            httpx.Limits(
-                max_connections=CONNECTIONS_MAX, max_keepalive_connections=IDLE_CONNECTIONS_MAX
-            ),
-        )
-        self._http = httpx.AsyncClient(**_session(base_url, token), **options)
-        # Who is cancelled while he waits for a connection of httpx's pool, or for it to be there,
-        # may take its place in the pool away for good (httpcore issue 1093). So nobody waits in
-        # the pool, and what is cut off goes on by itself for as long as connecting may take.
-        self._free = asyncio.Semaphore(limits.max_connections or sys.maxsize)
-        self._cut_off: set[asyncio.Task[httpx.Response]] = set()
+        self._http = Connections(**_session(base_url, token), **options)
 
     async def submit(
         self, order: Order, *, idempotency_key: str | None = None, wait_s: int = 0
@@ -473,9 +458,6 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Ends its connections."""
-        for sending in (left := [*self._cut_off]):
-            sending.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -497,27 +479,9 @@ class AsyncClient:
             await asyncio.sleep(step)
             return None
         try:
-            async with asyncio.timeout(step.answer_s_max):
-                await self._free.acquire()
-        except TimeoutError:
-            return httpx.PoolTimeout("no connection was free: as many calls are under way")
-        sending = asyncio.ensure_future(self._http.request(step.method, step.path, **step.rest))
-        sending.add_done_callback(self._sent)
-        try:
-            return await asyncio.shield(sending)
+            return await self._http.request(step.method, step.path, step.answer_s_max, **step.rest)
         except httpx.TransportError as error:
             return error
-        except asyncio.CancelledError:
-            if not sending.done():
-                self._cut_off.add(sending)
-                asyncio.get_running_loop().call_later(CUT_OFF_S, sending.cancel)
-            raise
-
-    def _sent(self, sending: asyncio.Task[httpx.Response]) -> None:
-        self._cut_off.discard(sending)
-        self._free.release()
-        if not sending.cancelled():
-            sending.exception()  # nobody may be there any more to look at it
 
 
 async def _each(orders: Iterable[Order] | AsyncIterable[Order]) -> AsyncIterator[Order]:

@@ -10,8 +10,7 @@ from functools import partial
 import httpx
 import pytest
 
-import rasher_client
-from rasher_client import AsyncClient
+from rasher_client import AsyncClient, connections
 
 ID = "018f0000-0000-7000-8000-000000000001"
 SOON_S = 20
@@ -62,7 +61,7 @@ async def cut_off_calls() -> None:
 
 
 def test_what_was_cut_off_and_gets_no_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rasher_client, "CUT_OFF_S", 0.1)
+    monkeypatch.setattr(connections, "CUT_OFF_S", 0.1)
     asyncio.run(asyncio.wait_for(unanswered_calls(), SOON_S))
 
 
@@ -91,7 +90,7 @@ async def no_free_connection() -> None:
     async with server, AsyncClient(url, limits=httpx.Limits(max_connections=1)) as rasher:
         holds = asyncio.ensure_future(rasher.get(ID))
         await requests.get()
-        request = rasher_client._Request("GET", "/livez", answer_s_max=0.01)
-        assert isinstance(await rasher._do(request), httpx.PoolTimeout)
+        with pytest.raises(httpx.PoolTimeout, match=r"within 0\.01 s: as many calls"):
+            await rasher._http.request("GET", "/livez", 0.01)
         holds.cancel()
         await asyncio.gather(holds, return_exceptions=True)
