@@ -17,7 +17,7 @@ FIELDS, IDLE = 8, 3
 
 class Cores:
     """`count`: cores that may be used, by all who share them. Linux; where it can't be known, all
-    are idle. A limit of a group above this process's own is not seen."""
+    are idle. Neither a limit of a group above this process's own is seen, nor a choice of CPUs."""
 
     def __init__(
         self,

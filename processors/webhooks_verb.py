@@ -25,7 +25,7 @@ from processors.delivery_list import (
 from processors.instants import now_us
 from processors.schema import format_instant
 from processors.settings import Settings
-from processors.store import Store, StoreError, StoreUnavailable, existing_store
+from processors.store import StoreError, StoreUnavailable, existing_store
 from processors.webhooks import TEST_EVENT, Endpoint, shown_url
 
 EXIT_FAILED = 1
@@ -36,22 +36,18 @@ SHOWN_MAX = 1000
 def main(settings: Settings, args: Sequence[str]) -> int:
     """The verb. Exit 0, 1 when it could not be done, 2 for wrong usage."""
     options = _parser().parse_args(args)
-    code: int
     try:
-        if options.act is send_test:  # which needs no database
-            code = options.act(settings, options)
-            return code
-        with existing_store(settings.database) as store:
-            code = options.act(settings, store, options)
+        code: int = options.act(settings, options)
     except (StoreUnavailable, StoreError) as error:
         return _failed(str(error))
     return code
 
 
-def show_endpoints(settings: Settings, store: Store, _options: argparse.Namespace) -> int:
+def show_endpoints(settings: Settings, _options: argparse.Namespace) -> int:
     """Those of the settings and those that the database knows."""
     wanted = {one.name: one for one in settings.webhooks.endpoints}
-    known = {one.name: one for one in list_endpoints(store)}
+    with existing_store(settings.database) as store:
+        known = {one.name: one for one in list_endpoints(store)}
     for name in sorted(wanted.keys() | known.keys()):
         one = known.get(name)
         if one is None:
@@ -70,19 +66,21 @@ def show_endpoints(settings: Settings, store: Store, _options: argparse.Namespac
     return 0
 
 
-def show_deliveries(_settings: Settings, store: Store, options: argparse.Namespace) -> int:
+def show_deliveries(settings: Settings, options: argparse.Namespace) -> int:
     """A page of them, a line of JSON each."""
-    page = list_deliveries(
-        store, state=options.state, endpoint=options.endpoint, limit=options.limit
-    )
+    with existing_store(settings.database) as store:
+        page = list_deliveries(
+            store, state=options.state, endpoint=options.endpoint, limit=options.limit
+        )
     for one in page.items:
         print(msgspec.json.encode(one).decode())
     return 0
 
 
-def send_again(_settings: Settings, store: Store, options: argparse.Namespace) -> int:
+def send_again(settings: Settings, options: argparse.Namespace) -> int:
     """One delivery."""
-    outcome, found = store.commit(resend, options.delivery)
+    with existing_store(settings.database) as store:
+        outcome, found = store.commit(resend, options.delivery)
     if found is None:
         return _failed(f"no delivery {options.delivery}")
     if outcome == "removed":
@@ -91,9 +89,11 @@ def send_again(_settings: Settings, store: Store, options: argparse.Namespace) -
     return 0
 
 
-def enable_again(_settings: Settings, store: Store, options: argparse.Namespace) -> int:
+def enable_again(settings: Settings, options: argparse.Namespace) -> int:
     """One endpoint."""
-    if not store.commit(enable, options.name):
+    with existing_store(settings.database) as store:
+        known = store.commit(enable, options.name)
+    if not known:
         return _failed(f"no endpoint {options.name} was ever told of anything")
     print(f"{options.name} is told again")
     return 0

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -47,7 +48,7 @@ def ring(tmp_path: Path) -> Iterator[Ring]:
 @asynccontextmanager
 async def watched(ring: Ring) -> AsyncIterator[tuple[Commits, Counted]]:
     counted = Counted(ring)
-    commits = Commits(counted)  # type: ignore[arg-type]
+    commits = Commits(cast("Ring", counted))
     async with asyncio.timeout(SOON_S), asyncio.TaskGroup() as group:
         group.create_task(commits.watch())
         yield commits, counted
@@ -72,7 +73,7 @@ async def test_one_that_was_there_before_is_not_waited_for(ring: Ring) -> None:
 
 async def test_who_waits_for_an_earlier_one_hears_when_another_comes(ring: Ring) -> None:
     counted = Counted(ring)
-    commits = Commits(counted)  # type: ignore[arg-type]
+    commits = Commits(cast("Ring", counted))
     async with asyncio.timeout(SOON_S):
         first = asyncio.ensure_future(commits.changed(ring.commits, 2 * SOON_S))
         await asyncio.sleep(0)

@@ -90,7 +90,6 @@ async def test_what_is_committed_while_the_relay_looks_is_told_at_once(
         """After it looked for something new, and before it rests."""
         if not late:
             late.extend(reject(house))
-            time.sleep(0.2)  # so that the loop has heard of it before anybody waits
         return inner(store, name)
 
     monkeypatch.setattr(relay, "_next_due_us", one_comes)

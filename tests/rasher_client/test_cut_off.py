@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from functools import partial
 
 import httpx
@@ -15,11 +16,15 @@ from rasher_client import AsyncClient, connections
 ID = "018f0000-0000-7000-8000-000000000001"
 SOON_S = 20
 
+Requests = asyncio.Queue[asyncio.StreamWriter]
+
+
+def at_most(connections_max: int, url: str) -> AsyncClient:
+    return AsyncClient(url, limits=httpx.Limits(max_connections=connections_max))
+
 
 async def held(
-    requests: asyncio.Queue[asyncio.StreamWriter],
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
+    requests: Requests, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     """A connection to a service that answers nothing by itself."""
     with contextlib.suppress(asyncio.IncompleteReadError):
@@ -28,7 +33,15 @@ async def held(
     writer.close()
 
 
-async def answer(requests: asyncio.Queue[asyncio.StreamWriter]) -> None:
+@contextlib.asynccontextmanager
+async def silent() -> AsyncIterator[tuple[str, Requests]]:
+    """A service's URL, and the requests that it has got."""
+    requests: Requests = asyncio.Queue()
+    async with await asyncio.start_server(partial(held, requests), "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
+
+
+async def answer(requests: Requests) -> None:
     """All, also those of calls that are gone."""
     body = json.dumps({"order_id": ID, "status": "queued"}).encode()
     while True:
@@ -42,11 +55,8 @@ def test_calls_that_are_cut_off_cost_no_connection() -> None:
 
 async def cut_off_calls() -> None:
     """At every step of the loop, while connections are made, waited for and used."""
-    requests: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
-    server = await asyncio.start_server(partial(held, requests), "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     for steps in range(40):
-        async with AsyncClient(url, limits=httpx.Limits(max_connections=2)) as rasher:
+        async with silent() as (url, requests), at_most(2, url) as rasher:
             calls = [asyncio.ensure_future(rasher.get(ID)) for _ in range(6)]
             for _ in range(steps):
                 await asyncio.sleep(0)
@@ -57,7 +67,6 @@ async def cut_off_calls() -> None:
             calls = [asyncio.ensure_future(rasher.get(ID)) for _ in range(6)]
             assert [one["order_id"] for one in await asyncio.gather(*calls)] == [ID] * 6
             answering.cancel()
-    server.close()
 
 
 def test_what_was_cut_off_and_gets_no_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,10 +75,7 @@ def test_what_was_cut_off_and_gets_no_answer_ends(monkeypatch: pytest.MonkeyPatc
 
 
 async def unanswered_calls() -> None:
-    requests: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
-    server = await asyncio.start_server(partial(held, requests), "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, AsyncClient(url, limits=httpx.Limits(max_connections=2)) as rasher:
+    async with silent() as (url, requests), at_most(2, url) as rasher:
         for _ in range(3):
             calls = [asyncio.ensure_future(rasher.get(ID)) for _ in range(6)]
             for _ in "12":
@@ -84,10 +90,7 @@ def test_a_connection_is_waited_for_as_long_as_an_answer() -> None:
 
 
 async def no_free_connection() -> None:
-    requests: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
-    server = await asyncio.start_server(partial(held, requests), "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, AsyncClient(url, limits=httpx.Limits(max_connections=1)) as rasher:
+    async with silent() as (url, requests), at_most(1, url) as rasher:
         holds = asyncio.ensure_future(rasher.get(ID))
         await requests.get()
         with pytest.raises(httpx.PoolTimeout, match=r"within 0\.01 s: as many calls"):
